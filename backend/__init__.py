@@ -1,0 +1,1 @@
+"""The reconstruction process: models, fitting, rasterising, meshing. Never imports bpy."""

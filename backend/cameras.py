@@ -1,0 +1,100 @@
+"""Cameras and posed views. OpenCV axes (+X right, +Y down, +Z forward), right-handed world, scene units, pixel centres at +0.5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """V cameras that share an image size.
+
+    c2w           [V,4,4] float32, camera to world, rigid (a rotation and a position), scene units
+    Ks            [V,3,3] float32, pixels. A pinhole camera maps a camera-space point to (fx x/z + cx, fy y/z + cy); an
+                  orthographic one to (fx x + cx, fy y + cy), so its focal length is in pixels per scene unit
+    orthographic  [V] bool
+    """
+
+    c2w: Tensor
+    Ks: Tensor
+    orthographic: Tensor
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        count = self.c2w.shape[0]
+        expected = {"c2w": (count, 4, 4), "Ks": (count, 3, 3), "orthographic": (count,)}
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"cameras: {name} must have shape {shape}, found {tuple(getattr(self, name).shape)}")
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"cameras: the image size must be positive, found {self.width}x{self.height}")
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: slice | list[int] | Tensor) -> Cameras:
+        """The chosen cameras, always as a Cameras value: index with a slice or a list."""
+        return replace(self, c2w=self.c2w[index], Ks=self.Ks[index], orthographic=self.orthographic[index])
+
+    @property
+    def viewmats(self) -> Tensor:
+        """[V,4,4] world to camera; the rotation is inverted by transposing it."""
+        rotation = self.c2w[:, :3, :3].transpose(1, 2)
+        viewmats = torch.zeros_like(self.c2w)
+        viewmats[:, :3, :3] = rotation
+        viewmats[:, :3, 3] = -(rotation @ self.c2w[:, :3, 3:])[..., 0]
+        viewmats[:, 3, 3] = 1
+        return viewmats
+
+    @property
+    def centres(self) -> Tensor:
+        """[V,3] positions in the world."""
+        return self.c2w[:, :3, 3]
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return replace(
+            self, c2w=self.c2w.to(device), Ks=self.Ks.to(device), orthographic=self.orthographic.to(device)
+        )
+
+    def resized(self, width: int, height: int) -> Cameras:
+        """The same cameras at another resolution: focal lengths and principal points scale with the pixels."""
+        scale = torch.tensor([width / self.width, height / self.height, 1.0], device=self.Ks.device)
+        return replace(self, Ks=self.Ks * scale[:, None], width=width, height=height)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Posed images.
+
+    images   [V,H,W,4] float32, 0..1, sRGB, straight alpha
+    depth    None or [V,H,W] float32, planar depth along the view axis in scene units, 0 where there is no surface
+    names    one file name or label a view
+    """
+
+    images: Tensor
+    cameras: Cameras
+    depth: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = (len(self.cameras), self.cameras.height, self.cameras.width, 4)
+        if tuple(self.images.shape) != expected:
+            raise ValueError(f"views: images must have shape {expected}, found {tuple(self.images.shape)}")
+        if self.depth is not None and tuple(self.depth.shape) != expected[:3]:
+            raise ValueError(f"views: depth must have shape {expected[:3]}, found {tuple(self.depth.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any pixel is see-through, that is, whether the masks say anything about the shape."""
+        return bool((self.images[..., 3] < 0.5).any())
+
+    def to(self, device: torch.device | str) -> Views:
+        depth = None if self.depth is None else self.depth.to(device)
+        return replace(self, images=self.images.to(device), cameras=self.cameras.to(device), depth=depth)
