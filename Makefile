@@ -1,0 +1,45 @@
+# make demo | test | check | zip | bench: each sets up what it needs first. Needs Python 3.11, make and git.
+PYTHON ?= python3.11
+BPY ?= 4.5.15
+BPY_PYTHON ?= $(PYTHON)
+PLATFORM := $(if $(filter Darwin,$(shell uname -s)),macos,linux-cpu)
+
+VENV := .venv
+BPY_VENV := .venv-bpy-$(BPY)
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-backend test-blender test-real check zip bench
+
+demo: $(VENV)/.ready $(BPY_VENV)/.ready
+	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python demo.py --out out
+
+test: test-backend test-blender
+
+test-backend: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest tests --ignore=tests/blender
+
+test-blender: $(VENV)/.ready $(BPY_VENV)/.ready
+	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python -m pytest tests/blender
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+zip: $(VENV)/.ready $(BPY_VENV)/.ready
+	$(VENV)/bin/python build_addon.py --out dist --check $(BPY_VENV)
+
+bench: $(VENV)/.ready
+	$(VENV)/bin/python -m backend bench --json out/bench.json
+
+# Locked files: a change in one makes the environment again, from the packages already there.
+$(VENV)/.ready: backend/requirements/$(PLATFORM).txt backend/requirements/dev.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r backend/requirements/$(PLATFORM).txt -r backend/requirements/dev.txt
+	touch $@
+
+$(BPY_VENV)/.ready: tests/blender/requirements.txt
+	test -x $(BPY_VENV)/bin/python || $(BPY_PYTHON) -m venv $(BPY_VENV)
+	$(BPY_VENV)/bin/python -m pip install --quiet bpy==$(BPY) -r tests/blender/requirements.txt
+	touch $@
