@@ -40,6 +40,7 @@ EDGE_PIXELS = 3.0  # a pixel this far from an edge, or farther, counts fully
 EDGE_FLOOR = 0.01  # what a pixel at the very edge counts
 COSINE_FLOOR = 0.08  # flatter views of a texel are not used
 GAUSSIAN_SHARE = 1e-3  # weight of a rendered view against a captured one
+DEPTH_PIXELS = 1.5  # slack of the visibility test, in pixels' sizes; more for a slanted surface
 VIRTUAL_SIZE = 384  # pixels of a rendered view
 
 
@@ -81,21 +82,22 @@ def bake(
     source, faces, uvs = _unwrapped(mesh, size)
     vertices = mesh.vertices[source]
     texels = _texels(vertices, faces, uvs, _vertex_normals(mesh)[source], size)
-    colours, weights = np.zeros((len(texels.rows), 3)), np.zeros(len(texels.rows))
+    sums = np.zeros((len(texels.rows), 4))
     pictures = _pictures(views, gaussians, around)
     for step, (camera, image, share) in enumerate(pictures, start=1):
         monitor.progress(STAGE, step, total)
         depth = rasterise(mesh.vertices, mesh.faces, camera).depth[0]
         _gather(
-            (colours, weights),
-            (texels.points, texels.normals),
+            sums,
+            texels.points,
+            texels.normals,
             _camera_values(camera),
             image,
             depth,
             (_safety(image[..., 3], depth, camera) * share).astype(np.float32),
         )
     monitor.progress(STAGE, total - 1, total)
-    texture = _filled(texels, colours, weights, gaussians, size)
+    texture = _filled(texels, sums, gaussians, size)
     monitor.progress(STAGE, total, total)
     return TexturedMesh(vertices, faces, uvs, texture)
 
@@ -203,54 +205,60 @@ def _safety(alpha: np.ndarray, depth: np.ndarray, camera: Cameras) -> np.ndarray
 
 
 @numba.njit(parallel=True, cache=True)
-def _gather(sums, surface, camera, image, depth, safety):
-    """Adds one picture's weighted colours to sums = (colours [P,3], weights [P]) of surface = (points, normals)."""
-    colours, weights = sums
-    points, normals = surface
-    matrix, pixels, orthographic, centre = camera
+def _gather(sums, points, normals, camera, image, depth, safety):
+    """Adds one picture's weighted colours and its weights to sums [P,4]."""
     height, width = depth.shape
+    matrix, pixels, orthographic, centre = camera
     for p in numba.prange(points.shape[0]):
-        column, row, z = project(matrix, pixels, orthographic, points[p, 0], points[p, 1], points[p, 2])
-        if z <= 0 or column < 0 or row < 0 or column >= width or row >= height:
+        x, y, z = points[p]
+        column, row, distance = project(matrix, pixels, orthographic, x, y, z)
+        if distance <= 0 or column < 0 or row < 0 or column >= width or row >= height:
             continue
-        c, r = int(column), int(row)
-        towards = -centre if orthographic else centre - points[p]
-        length = np.sqrt(np.dot(towards, towards))
-        cosine = np.dot(normals[p], towards) / length
-        if cosine < COSINE_FLOOR or depth[r, c] <= 0:
-            continue
-        footprint = (1.0 if orthographic else z) / pixels[0, 0]
-        if z - depth[r, c] > footprint * (1.5 + 1.5 / cosine):  # something is in front
-            continue
-        x = min(max(column - 0.5, 0.0), width - 1.0)
-        y = min(max(row - 0.5, 0.0), height - 1.0)
-        x0, y0 = int(x), int(y)
-        fx, fy = x - x0, y - y0
-        red, green, blue, cover, safe = 0.0, 0.0, 0.0, 0.0, 0.0
-        for dy in range(2):
-            for dx in range(2):
-                share = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
-                yy, xx = min(y0 + dy, height - 1), min(x0 + dx, width - 1)
-                safe += share * safety[yy, xx]
-                share *= image[yy, xx, 3]
-                cover += share
-                red += share * image[yy, xx, 0]
-                green += share * image[yy, xx, 1]
-                blue += share * image[yy, xx, 2]
-        if cover <= 0.0 or safe <= 0.0:
-            continue
-        weight = safe * cosine**ANGLE_POWER / footprint**FINENESS_POWER
-        colours[p, 0] += weight * red / cover
-        colours[p, 1] += weight * green / cover
-        colours[p, 2] += weight * blue / cover
-        weights[p] += weight
+        if orthographic:
+            tx, ty, tz = -centre[0], -centre[1], -centre[2]
+        else:
+            tx, ty, tz = centre[0] - x, centre[1] - y, centre[2] - z
+        facing = normals[p, 0] * tx + normals[p, 1] * ty + normals[p, 2] * tz
+        cosine = facing / np.sqrt(tx * tx + ty * ty + tz * tz)
+        front = depth[int(row), int(column)]
+        footprint = (1.0 if orthographic else distance) / pixels[0, 0]
+        if cosine < COSINE_FLOOR or front <= 0 or distance - front > footprint * DEPTH_PIXELS * (1 + 1 / cosine):
+            continue  # turned away, or something is in front
+        weight = cosine**ANGLE_POWER / footprint**FINENESS_POWER
+        _add_pixel(sums[p], image, safety, (column, row), weight)
 
 
-def _filled(texels: _Texels, colours: np.ndarray, weights: np.ndarray, gaussians: Gaussians, size: int) -> np.ndarray:
+@numba.njit(cache=True)
+def _add_pixel(sums, image, safety, position, weight):
+    """Adds the colour at position (column, row), between the four nearest pixel centres; sums [4]."""
+    height, width = safety.shape
+    x = min(max(position[0] - 0.5, 0.0), width - 1.0)
+    y = min(max(position[1] - 0.5, 0.0), height - 1.0)
+    x0, y0 = int(x), int(y)
+    fx, fy = x - x0, y - y0
+    red, green, blue, cover, safe = 0.0, 0.0, 0.0, 0.0, 0.0
+    for corner in range(4):
+        right, down = corner % 2, corner // 2
+        xx, yy = min(x0 + right, width - 1), min(y0 + down, height - 1)
+        share = (fx if right else 1 - fx) * (fy if down else 1 - fy)
+        safe += share * safety[yy, xx]
+        share *= image[yy, xx, 3]
+        cover += share
+        red += share * image[yy, xx, 0]
+        green += share * image[yy, xx, 1]
+        blue += share * image[yy, xx, 2]
+    if cover > 0.0 and safe > 0.0:
+        sums[0] += weight * safe * red / cover
+        sums[1] += weight * safe * green / cover
+        sums[2] += weight * safe * blue / cover
+        sums[3] += weight * safe
+
+
+def _filled(texels: _Texels, sums: np.ndarray, gaussians: Gaussians, size: int) -> np.ndarray:
     """[size,size,4] uint8: weighted means, the nearest Gaussian's base colour where nothing saw, and filled gutters."""
-    seen = weights > 0
-    mean = np.full(colours.shape, 0.5)
-    mean[seen] = colours[seen] / weights[seen][:, None]
+    seen = sums[:, 3] > 0
+    mean = np.full((len(sums), 3), 0.5)
+    mean[seen] = sums[seen, :3] / sums[seen, 3:]
     solid = (gaussians.opacities > 0.1).numpy()
     if not seen.all() and solid.any():
         nearest = KDTree(gaussians.means.numpy()[solid]).query(texels.points[~seen])[1]
