@@ -1,7 +1,7 @@
 """The textured mesh as a Blender object: smooth faces, a UV map, the picture packed into the file, a matte material.
 
-The picture holds the light of the capture. The material is a Principled one of roughness 1 without specular, so lamps of
-the scene shade it like matte paper; the captured colours as they are appear under a white environment of strength 1.
+The picture holds the light of the capture. The material is a Principled one of roughness 1 without specular, so lamps
+of the scene shade it like matte paper; the captured colours as they are appear under a white environment of strength 1.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class MeshBuilder:
         image = bpy.data.images.new(self._name, *_size(self._textured.texture), alpha=True)
         yield from _picture(image, self._textured.texture)
         mesh.materials.append(_material(self._name, image))
-        self._object = bpy.data.objects.new(self._name, mesh)
-        self._object.location = self._origin.tolist()
+        item = bpy.data.objects.new(self._name, mesh)
+        item.location = self._origin.tolist()
+        self._object = item
 
 
 def create(name: str, textured: TexturedMesh) -> bpy.types.Object:

@@ -17,9 +17,10 @@ class NodeGraph:
 
     def __init__(self, tree: Any) -> None:
         self.tree = tree
+        self._depth: dict[str, int] = {}  # by node: links from the tree's start
 
     def add(self, kind: str, inputs: dict[str, Any] | None = None, **settings: Any) -> Any:
-        """A node of type `kind`; `settings` are its own properties, `inputs` values or outputs of other nodes by name."""
+        """A node of type `kind`; `settings` are its own properties, `inputs` values or other nodes' outputs."""
         node = self.tree.nodes.new(kind)
         for name, value in settings.items():
             setattr(node, name, value)
@@ -31,6 +32,8 @@ class NodeGraph:
         """Links an output to the input socket, or sets its value."""
         if hasattr(value, "is_output"):
             self.tree.links.new(value, target)
+            name = target.node.name
+            self._depth[name] = max(self._depth.get(name, 0), self._depth.get(value.node.name, 0) + 1)
         else:
             target.default_value = value
 
@@ -58,19 +61,9 @@ class NodeGraph:
 
     def arrange(self) -> None:
         """Puts the nodes into columns by how far they are from the tree's start, so that a person can read it."""
-        depth: dict[str, int] = {}
-        for _ in range(len(self.tree.nodes)):
-            changed = False
-            for link in self.tree.links:
-                wanted = depth.get(link.from_node.name, 0) + 1
-                if depth.get(link.to_node.name, 0) < wanted:
-                    depth[link.to_node.name] = wanted
-                    changed = True
-            if not changed:
-                break
         rows: dict[int, int] = {}
         for node in self.tree.nodes:
-            column = depth.get(node.name, 0)
+            column = self._depth.get(node.name, 0)
             node.location = (column * COLUMN, -rows.get(column, 0) * ROW)
             rows[column] = rows.get(column, 0) + 1
 

@@ -48,10 +48,11 @@ def assemble(
 ) -> bpy.types.Object:
     """Puts the parts under one new empty in one new collection and returns the empty.
 
-    The collection, named after the result, joins the scene's root. The empty stands at `origin` or else in the middle of
-    the parts' bounding box; the parts keep their places in the world. Raises ValueError when there is no part.
+    The collection, named after the result, joins the scene's root. The empty stands at `origin` or else in the middle
+    of the parts' bounding box; the parts keep their places in the world. Raises ValueError when there is no part.
     """
-    parts = [(part, role) for part, role in ((splats, "SPLATS"), (mesh, "MESH")) if part is not None]
+    roles: tuple[tuple[bpy.types.Object | None, Display], ...] = ((splats, "SPLATS"), (mesh, "MESH"))
+    parts = [(part, role) for part, role in roles if part is not None]
     if not parts:
         raise ValueError("a result needs splats, a mesh or both")
     collection = bpy.data.collections.new(name)
@@ -72,7 +73,7 @@ def assemble(
 
 
 def adopt(empty: bpy.types.Object, part: bpy.types.Object) -> None:
-    """Parents without moving: the part's own location takes the empty's off, so no inverse is hidden in the relation."""
+    """Parents without moving: the part's location takes the empty's off, and no inverse is hidden in the relation."""
     part.location = part.location - empty.location
     part.parent = empty
     part.matrix_parent_inverse = Matrix.Identity(4)

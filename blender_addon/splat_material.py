@@ -1,14 +1,14 @@
 """The material of splats: the Gaussian's own opacity along each viewing ray, and its colour from there.
 
 With o the point seen and d the ray's direction in the splat's own whitened frame (where it is a unit ball), the ray
-passes the centre at the squared Mahalanobis distance |o x d|^2 / |d|^2, and its opacity is opacity * exp(-half of that):
+passes the centre at the squared Mahalanobis distance |o x d|^2 / |d|^2; its opacity is opacity * exp(-half of that):
 the peak of the Gaussian along the ray. Nothing here knows a camera, so reflections and shadows see splats too.
 
     row_i = (column i of R) / scale_i, offset_i = -row_i . centre        stored by splat_nodes.py on every face
     o_i = row_i . P + offset_i      d_i = row_i . I                      P, I in the object's space
 
-Three faces stand in for a splat, one across each of its axes; a ray uses the one it meets most squarely (in the whitened
-frame), so that every ray meets a splat once, near the peak, and sorts there. Emission alone: captured light is in the
+Three faces stand in for a splat, one across each of its axes; a ray uses the one it meets most squarely (in the
+whitened frame), so that every ray meets a splat once, near the peak, and sorts there. Emission alone: captured light is in the
 colour already. Emission is not sampled as a light, or Cycles would build a tree of a million lamps.
 """
 

@@ -1,14 +1,15 @@
-"""The geometry nodes that turn stored splats into faces to render: one face across each axis of the splat that needs it.
+"""The geometry nodes that turn stored splats into faces to render: one across each axis of the splat that needs it.
 
-A face across axis i spans the other two. It reaches sqrt(2) k standard deviations, where k is the distance at which this
-splat's opacity falls below the cut: then the face that a ray meets most squarely (in the splat's whitened frame) always
-covers the ray's whole cross-section. A splat much thinner along one axis than along the others needs one face only.
+A face across axis i spans the other two. It reaches sqrt(2) k standard deviations, where k is the distance at which
+this splat's opacity falls below the cut: then the face that a ray meets most squarely (in the splat's whitened frame)
+always covers the ray's whole cross-section. A splat much thinner along one axis than along the others needs one face only.
 Attributes of a splat go onto its faces, not their corners, which takes a quarter of the memory.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
 
 import bpy
 
@@ -23,6 +24,7 @@ DISPLAY, DENSITY, CUT, SIZE, MATERIAL = "Display", "Viewport Density", "Opacity 
 DISPLAYS = ("Splats", "Ellipsoids", "Points")
 OPACITY_CUT = 1 / 255  # the rasteriser's own
 THIN = 6.0  # a splat this many times thinner along one axis than along another needs no face across the latter
+FLATTEST = 1e-3  # the least ratio of axes that is drawn, so that a scale of 0 has a reciprocal
 SOLID = 1.5  # standard deviations that solid stand-ins reach
 INDEX = "gs_index"
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -85,18 +87,26 @@ def mesh_to_points(name: str) -> Any:
 
 def ensure(bases: int) -> Any:
     """The node group for splats of `bases` coefficients (1, 4, 9 or 16); one for all objects alike."""
-    degree = int(bases**0.5) - 1
-    name = NAME if degree == 0 else f"{NAME} SH{degree}"
-    tree = bpy.data.node_groups.get(name)
-    if tree is None or tree.get(VERSION_KEY) != VERSION:
-        new = _build(name, bases)
-        if tree is not None:
-            tree.user_remap(new)
-            bpy.data.node_groups.remove(tree)
-        new.name = name
-        new[VERSION_KEY] = VERSION
-        tree = new
-    return tree
+    for _ in ensure_slices(bases):
+        pass
+    return bpy.data.node_groups[_name(bases)]
+
+
+def ensure_slices(bases: int) -> Iterator[None]:
+    """Makes the node group where it is missing, a part at a time: Blender takes 0.1 s for all its nodes and links."""
+    tree = bpy.data.node_groups.get(_name(bases))
+    if tree is not None and tree.get(VERSION_KEY) == VERSION:
+        return
+    new = yield from _build(_name(bases), bases)
+    if tree is not None:
+        tree.user_remap(new)
+        bpy.data.node_groups.remove(tree)
+    new.name = _name(bases)
+    new[VERSION_KEY] = VERSION
+
+
+def _name(bases: int) -> str:
+    return NAME if bases == 1 else f"{NAME} SH{int(bases**0.5) - 1}"
 
 
 def _new_tree(name: str) -> tuple[NodeGraph, Any]:
@@ -120,37 +130,54 @@ def _number(graph: NodeGraph, name: str, text: str, value: float, limits: tuple[
     item.subtype = "FACTOR" if limits[1] == 1.0 else "NONE"
 
 
-def _build(name: str, bases: int) -> Any:
-    graph, _ = _new_tree(name)
+def _interface(graph: NodeGraph) -> None:
     interface = graph.tree.interface
-    interface.new_socket(
-        DISPLAY, description="What stands in for a splat", in_out="INPUT", socket_type="NodeSocketMenu"
-    )
+    text = "What stands in for a splat"
+    interface.new_socket(DISPLAY, description=text, in_out="INPUT", socket_type="NodeSocketMenu")
     _number(graph, DENSITY, "The share of splats the viewport shows; renders show all", 1.0, (0.0, 1.0))
     _number(graph, CUT, "Where a splat is fainter than this it is not drawn", OPACITY_CUT, (0.001, 1.0))
     _number(graph, SIZE, "Makes every splat larger or smaller", 1.0, (0.0, 10.0))
     interface.new_socket(MATERIAL, in_out="INPUT", socket_type="NodeSocketMaterial")
-    inputs = graph.tree.nodes["Group Input"].outputs
+
+
+def _build(name: str, bases: int) -> Generator[None, None, Any]:
+    graph, source = _new_tree(name)
+    _interface(graph)
+    inputs = source.outputs
+    yield
     fields = _Fields(graph, inputs)
+    yield
     kept = _kept(graph, inputs, fields)
-    choices = (
-        _faces(graph, kept, fields, bases),
-        _ellipsoids(graph, kept, fields, bases),
-        _points(graph, kept, fields, bases),
-    )
+    points = _ready(graph, kept, fields, bases)
+    yield
+    squares = _squares(graph, points)
+    yield
+    squares = _whitened(graph, squares, kept, fields)
+    yield
+    squares = yield from _coloured(graph, squares, kept, fields, bases)
+    ellipsoids = _ellipsoids(graph, points)
+    ellipsoids = yield from _coloured(graph, ellipsoids, kept, fields, bases)
+    shown = (squares, ellipsoids, _points(graph, kept, fields, bases))
+    yield
+    chosen = _choice(graph, inputs[DISPLAY], shown)
+    material = {"Geometry": chosen, "Material": inputs[MATERIAL]}
+    _finish(graph, graph.add("GeometryNodeSetMaterial", material).outputs["Geometry"])
+    next(item for item in graph.tree.interface.items_tree if item.name == DISPLAY).default_value = DISPLAYS[0]
+    return graph.tree
+
+
+def _choice(graph: NodeGraph, display: Any, geometries: tuple[Any, ...]) -> Any:
+    """The geometry that the Display input names."""
     menu = graph.add("GeometryNodeMenuSwitch", data_type="GEOMETRY")
     for index, title in enumerate(DISPLAYS):  # the first two items are there already, and keep the numbers 0 and 1
         if index < len(menu.enum_items):
             menu.enum_items[index].name = title
         else:
             menu.enum_items.new(title)
-    graph.feed(socket(menu.inputs, "Menu"), inputs[DISPLAY])
-    for title, geometry in zip(DISPLAYS, choices, strict=True):
+    graph.feed(socket(menu.inputs, "Menu"), display)
+    for title, geometry in zip(DISPLAYS, geometries, strict=True):
         graph.feed(socket(menu.inputs, title), geometry)
-    shown = graph.add("GeometryNodeSetMaterial", {"Geometry": menu.outputs["Output"], "Material": inputs[MATERIAL]})
-    _finish(graph, shown.outputs["Geometry"])
-    next(item for item in interface.items_tree if item.name == DISPLAY).default_value = DISPLAYS[0]
-    return graph.tree
+    return menu.outputs["Output"]
 
 
 class _Fields:
@@ -165,8 +192,11 @@ class _Fields:
         scales = graph.vector("SCALE", self.stored("scale", "FLOAT_VECTOR"), inputs[SIZE])
         x, y, z = graph.separate(scales)
         largest = graph.math("MAXIMUM", graph.math("MAXIMUM", x, y), z)
-        self.smallest_allowed = graph.math("MAXIMUM", graph.math("MULTIPLY", largest, 1e-3), 1e-12)
-        self.scales = [graph.math("MAXIMUM", value, self.smallest_allowed) for value in (x, y, z)]
+        floor = graph.math("MAXIMUM", graph.math("MULTIPLY", largest, FLATTEST), 1e-12)
+        self.scales = [graph.math("MAXIMUM", value, floor) for value in (x, y, z)]
+        smallest = graph.math("MINIMUM", graph.math("MINIMUM", *self.scales[:2]), self.scales[2])
+        limit = graph.math("MULTIPLY", smallest, THIN)
+        self.present = graph.combine(*(graph.math("LESS_THAN", value, limit) for value in self.scales))
         visible = graph.math("MAXIMUM", graph.math("DIVIDE", self.opacity, inputs[CUT]), 1.0)
         logarithm = graph.math("MULTIPLY", graph.math("LOGARITHM", visible, 2.718281828459045), 2.0)
         self.reach = graph.math("SQRT", logarithm)  # the cut, in standard deviations
@@ -175,13 +205,6 @@ class _Fields:
         node = self.graph.add("GeometryNodeInputNamedAttribute", data_type=kind)
         node.inputs["Name"].default_value = name
         return socket(node.outputs, "Attribute")
-
-    def has_face(self) -> list[Any]:
-        """1 or 0 for each axis: whether a face stands across it."""
-        x, y, z = self.scales
-        smallest = self.graph.math("MINIMUM", self.graph.math("MINIMUM", x, y), z)
-        limit = self.graph.math("MULTIPLY", smallest, THIN)
-        return [self.graph.math("LESS_THAN", value, limit) for value in self.scales]
 
     def rows(self) -> list[Any]:
         """The whitening transform, one colour (row, offset) for each axis."""
@@ -203,8 +226,8 @@ def _kept(graph: NodeGraph, inputs: Any, fields: _Fields) -> Any:
     parts = graph.add("GeometryNodeSeparateComponents", {"Geometry": inputs["Geometry"]})
     from_mesh = graph.add("GeometryNodeMeshToPoints", {"Mesh": parts.outputs["Mesh"]})
     both = graph.add("GeometryNodeJoinGeometry")
-    graph.tree.links.new(parts.outputs["Point Cloud"], both.inputs["Geometry"])
-    graph.tree.links.new(from_mesh.outputs["Points"], both.inputs["Geometry"])
+    graph.feed(both.inputs["Geometry"], parts.outputs["Point Cloud"])
+    graph.feed(both.inputs["Geometry"], from_mesh.outputs["Points"])
     visible = graph.math("GREATER_THAN", fields.opacity, inputs[CUT])
     chance = graph.add("FunctionNodeRandomValue", data_type="FLOAT")
     drawn = graph.math("LESS_THAN", socket(chance.outputs, "Value"), inputs[DENSITY])
@@ -215,15 +238,6 @@ def _kept(graph: NodeGraph, inputs: Any, fields: _Fields) -> Any:
         "GeometryNodeSeparateGeometry", {"Geometry": both.outputs["Geometry"], "Selection": selection}, domain="POINT"
     )
     return separated.outputs["Selection"]
-
-
-def _bare(graph: NodeGraph, points: Any, bases: int) -> Any:
-    """The points without what they store, so that instances do not carry it along; only their number as `gs_index`."""
-    index = graph.add("GeometryNodeInputIndex").outputs["Index"]
-    points = _store(graph, points, INDEX, "INT", index, domain="POINT")
-    for name in ("rotation", "scale", "radiance:base", *(f"radiance:sh_{i}" for i in range(bases - 1))):
-        points = _without(graph, points, name)
-    return points
 
 
 def _without(graph: NodeGraph, geometry: Any, name: str) -> Any:
@@ -249,8 +263,62 @@ def _captured(graph: NodeGraph, points: Any, kind: str, value: Any) -> tuple[Any
     return node.outputs["Geometry"], socket(node.outputs, "Value")
 
 
-def _colours(graph: NodeGraph, geometry: Any, kept: Any, fields: _Fields, bases: int) -> Any:
-    """The splats' colour and harmonics, stored on the faces that carry their splat's number."""
+class _Ready(NamedTuple):
+    """Points without what they store, so that instances do not carry it along; only their number as `gs_index`."""
+
+    points: Any
+    rotation: Any
+    scales: Any  # standard deviations
+    reach: Any  # how many of them a face covers
+    present: Any  # for each axis, whether a face stands across it
+
+
+def _ready(graph: NodeGraph, kept: Any, fields: _Fields, bases: int) -> _Ready:
+    points, rotation = _captured(graph, kept, "ROTATION", fields.rotation)
+    points, scales = _captured(graph, points, "VECTOR", graph.combine(*fields.scales))
+    points, reach = _captured(graph, points, "FLOAT", graph.math("MULTIPLY", fields.reach, 1.4142135623730951))
+    points, present = _captured(graph, points, "VECTOR", fields.present)
+    points = _store(graph, points, INDEX, "INT", graph.add("GeometryNodeInputIndex").outputs["Index"], domain="POINT")
+    for name in ("rotation", "scale", "radiance:base", *(f"radiance:sh_{i}" for i in range(bases - 1))):
+        points = _without(graph, points, name)
+    return _Ready(points, rotation, scales, reach, present)
+
+
+def _squares(graph: NodeGraph, ready: _Ready) -> Any:
+    """One square across each axis that needs it."""
+    size = graph.vector("SCALE", ready.scales, ready.reach)
+    joined = graph.add("GeometryNodeJoinGeometry")
+    for axis, turn, wanted in zip(AXES, TURNS, graph.separate(ready.present), strict=True):
+        grid = graph.add("GeometryNodeMeshGrid", {"Size X": 2.0, "Size Y": 2.0, "Vertices X": 2, "Vertices Y": 2})
+        turned = graph.add("GeometryNodeTransform", {"Geometry": grid.outputs["Mesh"], "Rotation": turn})
+        marked = _store(graph, turned.outputs["Geometry"], AXIS, "FLOAT_VECTOR", axis, domain="FACE")
+        inputs = {"Points": ready.points, "Selection": wanted, "Instance": marked}
+        inputs |= {"Rotation": ready.rotation, "Scale": size}
+        graph.feed(joined.inputs["Geometry"], graph.add("GeometryNodeInstanceOnPoints", inputs).outputs["Instances"])
+    return graph.add("GeometryNodeRealizeInstances", {"Geometry": joined.outputs["Geometry"]}).outputs["Geometry"]
+
+
+def _ellipsoids(graph: NodeGraph, ready: _Ready) -> Any:
+    """A solid ellipsoid for each splat, for the solid viewport; evenly opaque."""
+    ball = graph.add("GeometryNodeMeshIcoSphere", {"Radius": 1.0, "Subdivisions": 2}).outputs["Mesh"]
+    size = graph.vector("SCALE", ready.scales, SOLID)
+    inputs = {"Points": ready.points, "Instance": ball, "Rotation": ready.rotation, "Scale": size}
+    instances = graph.add("GeometryNodeInstanceOnPoints", inputs).outputs["Instances"]
+    return graph.add("GeometryNodeRealizeInstances", {"Geometry": instances}).outputs["Geometry"]
+
+
+def _whitened(graph: NodeGraph, geometry: Any, kept: Any, fields: _Fields) -> Any:
+    """The faces with their splat's whitening transform and the set of its faces."""
+    index = fields.stored(INDEX, "INT")
+    for name, row in zip(ROWS, fields.rows(), strict=True):
+        value = _sampled(graph, kept, row, index, "FLOAT_COLOR")
+        geometry = _store(graph, geometry, name, "FLOAT_COLOR", value, domain="FACE")
+    value = _sampled(graph, kept, fields.present, index, "FLOAT_VECTOR")
+    return _store(graph, geometry, FACES, "FLOAT_VECTOR", value, domain="FACE")
+
+
+def _coloured(graph: NodeGraph, geometry: Any, kept: Any, fields: _Fields, bases: int) -> Generator[None, None, Any]:
+    """The faces with their splat's colour and harmonics."""
     index = fields.stored(INDEX, "INT")
     value = _sampled(graph, kept, fields.base, index, "FLOAT_COLOR")
     geometry = _store(graph, geometry, COLOUR, "FLOAT_COLOR", value, domain="FACE")
@@ -258,47 +326,10 @@ def _colours(graph: NodeGraph, geometry: Any, kept: Any, fields: _Fields, bases:
         coefficient = fields.stored(f"radiance:sh_{number}", "FLOAT_VECTOR")
         value = _sampled(graph, kept, coefficient, index, "FLOAT_VECTOR")
         geometry = _store(graph, geometry, f"{HARMONIC}{number}", "FLOAT_VECTOR", value, domain="FACE")
-    return geometry
-
-
-def _faces(graph: NodeGraph, kept: Any, fields: _Fields, bases: int) -> Any:
-    """One square across each axis that needs it, with all that the material reads."""
-    half = graph.math("MULTIPLY", fields.reach, 1.4142135623730951)
-    size = graph.vector("SCALE", graph.combine(*fields.scales), half)
-    present = graph.combine(*fields.has_face())
-    points, rotation = _captured(graph, kept, "ROTATION", fields.rotation)
-    points, size = _captured(graph, points, "VECTOR", size)
-    points, flags = _captured(graph, points, "VECTOR", present)
-    points = _bare(graph, points, bases)
-    joined = graph.add("GeometryNodeJoinGeometry")
-    for axis, turn, wanted in zip(AXES, TURNS, graph.separate(flags), strict=True):
-        grid = graph.add("GeometryNodeMeshGrid", {"Size X": 2.0, "Size Y": 2.0, "Vertices X": 2, "Vertices Y": 2})
-        turned = graph.add("GeometryNodeTransform", {"Geometry": grid.outputs["Mesh"], "Rotation": turn})
-        marked = _store(graph, turned.outputs["Geometry"], AXIS, "FLOAT_VECTOR", axis, domain="FACE")
-        inputs = {"Points": points, "Selection": wanted, "Instance": marked, "Rotation": rotation, "Scale": size}
-        instances = graph.add("GeometryNodeInstanceOnPoints", inputs).outputs["Instances"]
-        graph.tree.links.new(instances, joined.inputs["Geometry"])
-    geometry = graph.add("GeometryNodeRealizeInstances", {"Geometry": joined.outputs["Geometry"]}).outputs["Geometry"]
-    index = fields.stored(INDEX, "INT")
-    for name, row in zip(ROWS, fields.rows(), strict=True):
-        value = _sampled(graph, kept, row, index, "FLOAT_COLOR")
-        geometry = _store(graph, geometry, name, "FLOAT_COLOR", value, domain="FACE")
-    value = _sampled(graph, kept, present, index, "FLOAT_VECTOR")
-    geometry = _store(graph, geometry, FACES, "FLOAT_VECTOR", value, domain="FACE")
-    return _without(graph, _colours(graph, geometry, kept, fields, bases), INDEX)
-
-
-def _ellipsoids(graph: NodeGraph, kept: Any, fields: _Fields, bases: int) -> Any:
-    """A solid ellipsoid for each splat, for the solid viewport; evenly opaque."""
-    size = graph.vector("SCALE", graph.combine(*fields.scales), SOLID)
-    points, rotation = _captured(graph, kept, "ROTATION", fields.rotation)
-    points, size = _captured(graph, points, "VECTOR", size)
-    points = _bare(graph, points, bases)
-    ball = graph.add("GeometryNodeMeshIcoSphere", {"Radius": 1.0, "Subdivisions": 2}).outputs["Mesh"]
-    inputs = {"Points": points, "Instance": ball, "Rotation": rotation, "Scale": size}
-    instances = graph.add("GeometryNodeInstanceOnPoints", inputs).outputs["Instances"]
-    geometry = graph.add("GeometryNodeRealizeInstances", {"Geometry": instances}).outputs["Geometry"]
-    return _without(graph, _colours(graph, geometry, kept, fields, bases), INDEX)
+        if number % 3 == 2:
+            yield
+    yield
+    return _without(graph, geometry, INDEX)
 
 
 def _points(graph: NodeGraph, kept: Any, fields: _Fields, bases: int) -> Any:

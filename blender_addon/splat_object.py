@@ -8,8 +8,8 @@
     5.3 -        point cloud of type GAUSSIAN_SPLAT       four floats
 
 Attributes: `position`; `scale` linear standard deviations; `rotation` quaternion, w first; `radiance:base` three raw DC
-coefficients and the opacity 0..1; `radiance:sh_0` and on, one r, g, b vector for each coefficient after the first. What a
-version lacks is found by asking Blender for the feature, not by its number.
+coefficients and the opacity 0..1; `radiance:sh_0` and on, one r, g, b vector for each coefficient after the first. What
+a version lacks is found by asking Blender for the feature, not by its number.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class SplatSource(Protocol):
 class SplatBuilder:
     """Makes the object a slice at a time, so that no timer tick is long: call `step` until it returns True.
 
-    Each step makes or fills one attribute; of 1,000,000 splats that takes a few milliseconds. The object is linked to no
-    collection. `origin` becomes the object's position; the splats keep their places in the world.
+    Each step makes or fills one attribute; of 1,000,000 splats that takes a few milliseconds. The object is linked to
+    no collection. `origin` becomes the object's position; the splats keep their places in the world.
     """
 
     def __init__(self, splats: SplatSource, name: str, origin: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
@@ -87,8 +87,11 @@ class SplatBuilder:
         yield from _write(points, BASE, base_type(points), base)
         for index in range(1, splats.sh.shape[1]):
             yield from _write(points, f"{SH_PREFIX}{index - 1}", "FLOAT_VECTOR", splats.sh[:, index])
-        self._object = _dressed(points, self._name, int(splats.sh.shape[1]))
-        self._object.location = self._origin.tolist()
+        item = bpy.data.objects.new(self._name, points)
+        item.location = self._origin.tolist()
+        yield
+        yield from _dress(item, int(splats.sh.shape[1]))
+        self._object = item
 
 
 def create(name: str, splats: SplatSource) -> bpy.types.Object:
@@ -136,7 +139,7 @@ def new_points(name: str, count: int) -> Any:
 
 
 def _converted(mesh: bpy.types.Mesh, name: str) -> bpy.types.PointCloud:
-    """The mesh's points as a point cloud. Evaluated in a scene of its own: the user's is neither touched nor re-evaluated."""
+    """The mesh's points as a point cloud, evaluated in a scene of its own: the user's is not touched."""
     scene = bpy.data.scenes.new(name)
     carrier = bpy.data.objects.new(name, mesh)
     tree = splat_nodes.mesh_to_points(name)
@@ -183,16 +186,18 @@ def _fill(attribute: Any, values: np.ndarray) -> None:
     attribute.data.foreach_set(VALUE_PROPERTY[attribute.data_type], flat)
 
 
-def _dressed(points: Any, name: str, bases: int) -> bpy.types.Object:
-    """The object around the points, with what shows them: Blender's own splats, or our node group and material."""
-    item = bpy.data.objects.new(name, points)
+def _dress(item: bpy.types.Object, bases: int) -> Iterator[None]:
+    """Gives the object what shows its points: Blender's own splats, or our node group and material."""
+    points: Any = item.data
     if has_native_splats() and isinstance(points, bpy.types.PointCloud):
         points.type = NATIVE_TYPE
-        return item
+        return
+    yield from splat_nodes.ensure_slices(bases)
+    yield
     material = splat_material.ensure(bases)
     points.materials.append(material)
+    yield
     splat_nodes.add_modifier(item, material, bases)
-    return item
 
 
 # ---- reading back
