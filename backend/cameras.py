@@ -1,11 +1,19 @@
-"""Cameras and posed views. OpenCV axes (+X right, +Y down, +Z forward), right-handed world, scene units, pixel centres at +0.5."""
+"""Cameras and posed views.
+
+OpenCV axes (+X right, +Y down, +Z forward), right-handed world, scene units, pixel centres at +0.5.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+
+class BadInput(ValueError):
+    """What a user gave makes no sense; the text names the file or field, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,7 @@ class Cameras:
         return self.c2w[:, :3, 3]
 
     def to(self, device: torch.device | str) -> Cameras:
-        return replace(
-            self, c2w=self.c2w.to(device), Ks=self.Ks.to(device), orthographic=self.orthographic.to(device)
-        )
+        return replace(self, c2w=self.c2w.to(device), Ks=self.Ks.to(device), orthographic=self.orthographic.to(device))
 
     def resized(self, width: int, height: int) -> Cameras:
         """The same cameras at another resolution: focal lengths and principal points scale with the pixels."""
@@ -98,3 +104,60 @@ class Views:
     def to(self, device: torch.device | str) -> Views:
         depth = None if self.depth is None else self.depth.to(device)
         return replace(self, images=self.images.to(device), cameras=self.cameras.to(device), depth=depth)
+
+
+def look_at(centres: Tensor, target: Tensor, *, up: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> Tensor:
+    """[V,4,4] camera to world of cameras at `centres` [V,3] that look at `target` [3] with `up` upwards in the picture.
+
+    Looking straight along `up`, a camera takes the world's +Y as its upward direction instead.
+    """
+    forward = torch.nn.functional.normalize(target - centres, dim=-1)
+    upward = torch.tensor(up, dtype=centres.dtype, device=centres.device).expand_as(forward)
+    other = torch.tensor([0.0, 1.0, 0.0], dtype=centres.dtype, device=centres.device)
+    along_up = torch.linalg.cross(forward, upward).norm(dim=-1, keepdim=True) < 1e-4
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.where(along_up, other, upward)), dim=-1)
+    c2w = torch.eye(4, dtype=centres.dtype, device=centres.device).repeat(len(centres), 1, 1)
+    c2w[:, :3, 0], c2w[:, :3, 1], c2w[:, :3, 2] = right, torch.linalg.cross(forward, right), forward
+    c2w[:, :3, 3] = centres
+    return c2w
+
+
+def orbit(
+    count: int, *, target: Tensor, radius: float, elevation: float, fov: float, size: int, azimuth: float = 0.0
+) -> Cameras:
+    """`count` pinhole cameras on a level circle, evenly spaced, that look at its middle; square pictures.
+
+    target     [3] world
+    radius     distance from the target, scene units
+    elevation  radians above the target's level; world Z is up
+    fov        opening angle across the picture, radians
+    size       pixels of a side
+    azimuth    radians of the first camera, counter-clockwise from above, 0 being on -Y (Blender's front view)
+    """
+    angles = azimuth + torch.arange(count) * (2 * math.pi / count)
+    level, height = math.cos(elevation), torch.full((count,), math.sin(elevation))
+    offsets = torch.stack([angles.sin() * level, -angles.cos() * level, height], dim=-1)
+    focal = 0.5 * size / math.tan(0.5 * fov)
+    K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+    c2w = look_at(target + radius * offsets, target)
+    return Cameras(c2w, K.repeat(count, 1, 1), torch.zeros(count, dtype=torch.bool), size, size)
+
+
+def rays(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """rays_o, rays_d [V,H,W,3]: world origins and unit directions through the pixel centres.
+
+    A pinhole camera's rays start at its centre, an orthographic camera's on the plane through its centre.
+    """
+    device = cameras.Ks.device
+    columns = torch.arange(cameras.width, device=device) + 0.5
+    rows = torch.arange(cameras.height, device=device) + 0.5
+    v, u = torch.meshgrid(rows, columns, indexing="ij")  # [H,W]
+    focal, middle = cameras.Ks[:, [0, 1], [0, 1]], cameras.Ks[:, :2, 2]  # [V,2]
+    plane = (torch.stack([u, v], dim=-1) - middle[:, None, None]) / focal[:, None, None]  # [V,H,W,2] at z = 1
+    flat = cameras.orthographic[:, None, None, None]
+    ahead = torch.ones_like(plane[..., :1])
+    directions = torch.cat([torch.where(flat, 0.0, plane), ahead], dim=-1)
+    starts = torch.cat([torch.where(flat, plane, 0.0), torch.zeros_like(ahead)], dim=-1)
+    rotation, centre = cameras.c2w[:, None, None, :3, :3], cameras.centres[:, None, None]
+    rays_d = (rotation @ torch.nn.functional.normalize(directions, dim=-1)[..., None])[..., 0]
+    return centre + (rotation @ starts[..., None])[..., 0], rays_d

@@ -1,0 +1,92 @@
+"""python -m backend serve | reconstruct | bench: the server that Blender starts, and its work on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m backend", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_reconstruct(
+        commands.add_parser("reconstruct", help="make splats, and a textured mesh, of images with cameras")
+    )
+    bench = commands.add_parser("bench", help="print the speed table of this machine")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    serve = commands.add_parser("serve", help="answer the Blender that started this; leaves when standard input closes")
+    serve.add_argument("--endpoint-file", type=Path, required=True, help="gets the address to connect to, as JSON")
+    serve.add_argument(
+        "--idle-minutes", type=float, default=5.0, help="then an idle worker's memory is freed (%(default)s)"
+    )
+    commands.add_parser("worker", help="run the jobs of a server; started by it alone")
+    return top
+
+
+def _add_reconstruct(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "views",
+        type=Path,
+        metavar="VIEWS",
+        help="a folder with transforms_input.json or transforms.json, or such a file",
+    )
+    add(
+        "--out", type=Path, required=True, metavar="DIR", help="gets splats.ply, report.json, mesh.glb and the pictures"
+    )
+    add(
+        "--model",
+        choices=("fit", "grm", "lgm", "long_lrm", "lrm"),
+        default="fit",
+        help="what makes the splats (%(default)s)",
+    )
+    add("--weights", default="", metavar="NAME_OR_PATH", help="a checkpoint; without it, the model's default")
+    add("--steps", type=int, default=0, help="optimisation steps of fit; 0: the default for these views")
+    add("--refine", type=int, default=0, metavar="STEPS", help="steps of fit that start from the model's result")
+    add("--max-splats", type=int, default=0, help="most splats to use; 0: the default")
+    add("--mesh", action="store_true", help="also make a textured mesh, mesh.glb")
+    add("--faces", type=int, default=20_000, help="most faces of the mesh (%(default)s)")
+    add("--texture-size", type=int, default=1024, help="pixels of a side of the mesh's texture (%(default)s)")
+    add(
+        "--cameras",
+        type=Path,
+        metavar="TRANSFORMS.json",
+        help="render each of its frames to a picture of the frame's name",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    add("--seed", type=int, default=0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 success, 1 something broke, 2 bad input, 130 interrupted.
+
+    What a command needs is imported once it is known: `serve` must be quick and small, the rest reads gigabytes.
+    """
+    given = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s: %(message)s")
+    match given.command:
+        case "serve":
+            from backend.server import serve
+
+            serve(given.endpoint_file, idle_seconds=60 * given.idle_minutes)
+            return 0
+        case "worker":
+            from backend import worker
+
+            worker.work(worker.reconstruct, worker.describe_device)
+            return 0
+        case "bench":
+            from backend.bench import bench
+
+            return bench(given.json)
+        case _:
+            from backend.command_line import reconstruct
+
+            return reconstruct(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

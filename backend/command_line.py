@@ -1,0 +1,149 @@
+"""`python -m backend reconstruct`: files in, files out, one sentence and an exit status for what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from backend import pipelines, ply, texturing
+from backend.cameras import BadInput, Cameras
+from backend.hull import NothingSeen
+from backend.monitor import JobCancelled
+from backend.rendering import Rendering, render
+from backend.transforms import read_cameras, read_views
+from blender_addon.atomic_file import replacing
+
+SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Cameras to render and the file name of each picture."""
+
+    cameras: Cameras
+    names: tuple[str, ...]
+
+
+class TerminalMonitor:
+    """Shows progress on standard error; the first Ctrl-C cancels the job, a second one ends the program."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._interrupted = False
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        self._interrupted = True
+        signal.signal(signum, signal.default_int_handler)
+
+    def progress(self, stage: str, step: int, total: int) -> None:
+        if self._interrupted:
+            raise JobCancelled
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage)
+        self._progress.update(self._tasks[stage], completed=step, total=total)
+
+    def preview(self, image: np.ndarray) -> None:
+        del image
+
+    def finish_early(self) -> bool:
+        return False
+
+
+def reconstruct(given: argparse.Namespace) -> int:
+    """Runs the command with its parsed options; returns the exit status."""
+    try:
+        return _reconstruct(given)
+    except (BadInput, NothingSeen) as error:
+        return _complain(str(error), BAD_INPUT)
+    except (JobCancelled, KeyboardInterrupt):
+        return _complain("interrupted; nothing was written", INTERRUPTED)
+    except OSError as error:
+        return _complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
+
+
+def _reconstruct(given: argparse.Namespace) -> int:
+    options = pipelines.ReconstructOptions(
+        **{name: getattr(given, name) for name in pipelines.ReconstructOptions.__dataclass_fields__}
+    )
+    shots = None if given.cameras is None else _read_shots(given.cameras)
+    views = read_views(given.views)
+    _make_folder(given.out)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        monitor = TerminalMonitor(progress)
+        before = signal.signal(signal.SIGINT, monitor.interrupt)
+        try:
+            result = pipelines.reconstruct(views, options, monitor)
+            _write(result, shots, given.out, monitor)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    if options.mesh and result.mesh is None:
+        return _complain("; ".join(result.report["problems"]), BROKEN)
+    return SUCCESS
+
+
+def _complain(sentence: str, status: int) -> int:
+    sys.stderr.write(f"error: {sentence}\n")
+    return status
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {path}: expected a folder that can be made, found: {error.strerror}") from error
+
+
+def _read_shots(path: Path) -> Shots:
+    cameras, names = read_cameras(path)
+    pictures = tuple(str(Path(name).with_suffix(".png")) for name in names)
+    every = [*pictures, *(f"mesh_{name}" for name in pictures)]
+    twice = sorted({name for name in every if every.count(name) > 1})
+    if twice:
+        raise BadInput(f"{path}: expected frames with different file names, found {twice[0]} more than once")
+    return Shots(cameras, pictures)
+
+
+def _write(result: pipelines.Reconstruction, shots: Shots | None, out: Path, monitor: TerminalMonitor) -> None:
+    """The report comes last: where it is, all the rest is."""
+    ply.save(result.gaussians, out / "splats.ply")
+    if result.mesh is not None:
+        texturing.save_glb(result.mesh, out / "mesh.glb")
+    if shots is not None:
+        for view, name in enumerate(shots.names):
+            monitor.progress("Pictures", view, len(shots.names))
+            camera = shots.cameras[[view]]
+            with torch.no_grad():
+                save_picture(render(result.gaussians, camera), out / name)
+            if result.mesh is not None:
+                save_picture(texturing.render_textured(result.mesh, camera), out / f"mesh_{name}")
+        monitor.progress("Pictures", len(shots.names), len(shots.names))
+    with replacing(out / "report.json") as file:
+        file.write(json.dumps(result.report, indent=1, allow_nan=False).encode())
+
+
+def save_picture(rendering: Rendering, path: Path) -> None:
+    """Writes the only picture of a rendering without background as a PNG with straight alpha."""
+    with replacing(path) as file:
+        Image.fromarray(straight_rgba(rendering)[0]).save(file, format="png")
+
+
+def straight_rgba(rendering: Rendering) -> np.ndarray:
+    """[V,H,W,4] uint8, straight alpha, of premultiplied pictures; colour is 0 where nothing is."""
+    alpha = rendering.alpha[..., None]
+    rgb = torch.where(alpha > 1e-6, rendering.rgb / alpha.clamp(min=1e-6), 0.0)
+    rgba = torch.cat([rgb, alpha], dim=-1).clamp(0, 1)
+    return (rgba * 255).round().to(torch.uint8).cpu().numpy()
