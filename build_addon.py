@@ -95,7 +95,7 @@ def build(edition: Edition, platform: str, *, out: Path, cache: Path) -> Path:
     files = {"__init__.py": INIT.encode(), "blender_manifest.toml": manifest(edition, platform, wheel.name).encode()}
     files |= {"LICENSE": (ROOT / "LICENSE").read_bytes(), f"wheels/{wheel.name}": wheel.read_bytes()}
     files |= {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sources()}
-    target = out / f"gaussmith-{version()}-{edition.label}-{platform}.zip"
+    target = out / f"gaussmith-{version()}-{platform}-{edition.label}.zip"
     out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in sorted(files):
