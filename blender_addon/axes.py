@@ -1,5 +1,6 @@
-"""Blender's camera axes (+X right, +Y up, -Z forward, as OpenGL and transforms.json) to and from OpenCV's (+X right, +Y down,
-+Z forward). The world is the same on both sides: right-handed, Z up, scene units. The only place where a sign flips."""
+"""Blender's camera axes (+X right, +Y up, -Z forward, as OpenGL and transforms.json) to and from OpenCV's (+X right,
++Y down, +Z forward). The world is the same on both sides: right-handed, Z up, scene units. The only place where a sign
+flips."""
 
 from __future__ import annotations
 

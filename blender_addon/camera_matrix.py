@@ -1,4 +1,5 @@
-"""A Blender camera as numbers: its lens, its rigid position, and the matrix K it amounts to at an image size. No bpy import."""
+"""A Blender camera as numbers: its lens, its rigid position, and the matrix K it amounts to at an image size. No bpy
+import."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def read_lens(camera: Any, name: str) -> Lens:
     """The lens of a bpy.types.Camera. Raises CaptureError for a kind no straight-line projection can stand for."""
     if camera.type not in ("PERSP", "ORTHO"):
         raise CaptureError(
-            f"The camera {name} is of type {camera.type.capitalize()}: only perspective and orthographic cameras can be captured."
+            f"The camera {name} is of type {camera.type.capitalize()}: only perspective and orthographic cameras can be "
+            "captured."
         )
     return Lens(**{field: getattr(camera, field) for field in LENS_FIELDS})
 
@@ -56,7 +58,8 @@ def write_lens(lens: Lens, camera: Any) -> None:
 
 
 def intrinsics(lens: Lens, frame: Frame) -> np.ndarray:
-    """[3,3] float64 K in pixels (of an orthographic lens: pixels per scene unit), principal point from the top left corner.
+    """[3,3] float64 K in pixels (of an orthographic lens: pixels per scene unit), principal point from the top left
+    corner.
 
     Blender measures lens, scale and shift along one fitted side, in units of a pixel's width."""
     tall = frame.pixel_aspect_y / frame.pixel_aspect_x
@@ -73,10 +76,11 @@ def intrinsics(lens: Lens, frame: Frame) -> np.ndarray:
 
 
 def rigid(matrix: np.ndarray) -> np.ndarray:
-    """[4,4] float64: the right-handed rotation and position nearest in meaning to a camera's world matrix [4,4], Blender axes.
+    """[4,4] float64: the right-handed rotation and position nearest in meaning to a camera's world matrix [4,4],
+    Blender axes.
 
-    Parents may scale, shear or mirror a camera. What it looks along is kept, then which side is up; a mirrored one sees the
-    world unmirrored. Raises CaptureError when a scale is zero."""
+    Parents may scale, shear or mirror a camera. What it looks along is kept, then which side is up; a mirrored one
+    sees the world unmirrored. Raises CaptureError when a scale is zero."""
     matrix = np.asarray(matrix, dtype=np.float64)
     up, back = matrix[:3, 1], matrix[:3, 2]
     back_length = np.linalg.norm(back)

@@ -1,7 +1,7 @@
 """From a scene to posed views. `capture` blocks, for scripts and `blender -b`; `CaptureRun` leaves the interface alive.
 
-Both render single views of a temporary scene (stage.py) into a folder of their own as scene-linear EXR files, and encode
-those as Blender's Standard view shows them, whatever view transform the scene uses.
+Both render single views of a temporary scene (stage.py) into a folder of their own as scene-linear EXR files, and
+encode those as Blender's Standard view shows them, whatever view transform the scene uses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class CaptureRun:
     """A capture in an open Blender: one render job at a time, between which and during which the interface lives.
 
     `start(context)`, then `tick()` from a timer until it returns True; then `result` or `error` is set (neither after
-    `cancel()`). `done`, `total` and `label` say how far it is. Without a window (`blender -b`) a tick renders a view."""
+    `cancel()`). `done`, `total` and `label` say how far it is. Without a window (`blender -b`) a tick renders a
+    view."""
 
     def __init__(self, settings: CaptureSettings) -> None:
         self.settings = settings
@@ -170,7 +171,8 @@ class _Film:
             raise CaptureError("Blender did not start the render: its console says why.")
 
     def stop_render_job(self) -> None:
-        """Blender has no call that ends a render job. Deleting a scene as the Scene menu does ends the jobs that it owns."""
+        """Blender has no call that ends a render job. Deleting a scene as the Scene menu does ends the jobs that it
+        owns."""
         scene = self._stage.scene
         window = bpy.context.window or bpy.context.window_manager.windows[0]
         with bpy.context.temp_override(window=window, scene=scene, view_layer=scene.view_layers[0]):
@@ -191,7 +193,8 @@ class _Film:
         images = np.stack(self._images)
         if not images[..., 3].any():
             raise CaptureError(
-                "The pictures came out fully transparent: no camera sees the object, or its material lets everything through."
+                "The pictures came out fully transparent: no camera sees the object, or its material lets everything "
+                "through."
             )
         return CapturedViews(
             images=images,

@@ -139,8 +139,8 @@ def _read_lines(data: bytes, part: _Part, offsets: tuple[int, ...], number: int 
 
 
 def _inflate(chunk: bytes, size: int) -> np.ndarray:
-    """Undo ZIP: deflate, then differences of neighbouring bytes, then even and odd bytes stored apart. A chunk that would
-    not have shrunk is stored as it is."""
+    """Undo ZIP: deflate, then differences of neighbouring bytes, then even and odd bytes stored apart. A chunk that
+    would not have shrunk is stored as it is."""
     if len(chunk) == size:
         return np.frombuffer(chunk, dtype=np.uint8)
     differences = np.frombuffer(zlib.decompress(chunk), dtype=np.uint8)

@@ -60,8 +60,8 @@ def _spread_directions(count: int) -> np.ndarray:
 
 
 def angles(count: int, elevations: tuple[float, ...] = (), *, first_azimuth: float = 0.0) -> list[tuple[float, float]]:
-    """(azimuth, elevation) in degrees of `count` views, evenly around. Azimuth 0 looks from -Y, Blender's front view, 90 from
-    +X. The views take `elevations` in turn; empty: chosen for the count."""
+    """(azimuth, elevation) in degrees of `count` views, evenly around. Azimuth 0 looks from -Y, Blender's front view,
+    90 from +X. The views take `elevations` in turn; empty: chosen for the count."""
     if not elevations:
         elevations = next(rings for limit, rings in _AUTOMATIC_ELEVATIONS if count <= limit)
     return [(first_azimuth + 360 * i / count, elevations[i % len(elevations)]) for i in range(count)]
@@ -85,5 +85,6 @@ def matrix(centre: np.ndarray, distance: float, azimuth: float, elevation: float
 
 
 def fitting_distance(radius: float, *, lens: float, sensor: float) -> float:
-    """The distance from which a sphere of `radius` just touches the edges of a square picture (lens and sensor in mm)."""
+    """The distance from which a sphere of `radius` just touches the edges of a square picture (lens and sensor in
+    mm)."""
     return radius / math.sin(math.atan2(sensor / 2, lens))

@@ -26,7 +26,8 @@ _TO_REC709 = {
 
 
 def encode(channels: dict[str, np.ndarray], *, working_space: str = "Linear Rec.709") -> np.ndarray:
-    """[H,W,4] uint8 sRGB, straight alpha, from the four "...Combined.R" to "A" channels [H,W] (scene-linear, premultiplied).
+    """[H,W,4] uint8 sRGB, straight alpha, from the four "...Combined.R" to "A" channels [H,W] (scene-linear,
+    premultiplied).
 
     The colour is what Blender's Standard view shows at exposure 0 and gamma 1."""
     linear = np.stack([_combined(channels, letter) for letter in "RGBA"], axis=-1).astype(np.float16)
@@ -43,7 +44,8 @@ def encode(channels: dict[str, np.ndarray], *, working_space: str = "Linear Rec.
 
 
 def depth(channels: dict[str, np.ndarray]) -> np.ndarray | None:
-    """[H,W] float32 planar depth, 0 where the pixel is not wholly one surface; None when the engine gave no such pass."""
+    """[H,W] float32 planar depth, 0 where the pixel is not wholly one surface; None when the engine gave no such
+    pass."""
     found = [values for name, values in channels.items() if name.endswith("Depth.Z")]
     if not found:
         return None
@@ -56,7 +58,8 @@ def _combined(channels: dict[str, np.ndarray], letter: str) -> np.ndarray:
 
 
 def _half_to_srgb() -> np.ndarray:
-    """[65536] uint8: the sRGB value of every float16 bit pattern; a table makes the encoding of a picture one look-up."""
+    """[65536] uint8: the sRGB value of every float16 bit pattern; a table makes the encoding of a picture one
+    look-up."""
     value = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
     value = np.nan_to_num(value, nan=0.0).clip(0, 1)
     curve = np.where(value <= 0.0031308, 12.92 * value, 1.055 * np.power(value, 1 / 2.4) - 0.055)

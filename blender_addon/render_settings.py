@@ -44,7 +44,8 @@ _CYCLES = {
 
 
 def frame_of(scene: bpy.types.Scene, settings: CaptureSettings) -> Frame:
-    """The pictures' size: a square, or for scene cameras the render's proportions with `resolution` as the longest side."""
+    """The pictures' size: a square, or for scene cameras the render's proportions with `resolution` as the longest
+    side."""
     render = scene.render
     if settings.source not in ("cameras", "animation"):
         return Frame(settings.resolution, settings.resolution)
@@ -54,7 +55,8 @@ def frame_of(scene: bpy.types.Scene, settings: CaptureSettings) -> Frame:
 
 
 def configure(scene: bpy.types.Scene, settings: CaptureSettings, frame: Frame) -> None:
-    """Make `scene`, which has one view layer, render single RGBA pictures of scene-linear colour, with depth if wanted."""
+    """Make `scene`, which has one view layer, render single RGBA pictures of scene-linear colour, with depth if
+    wanted."""
     render = scene.render
     if render.engine not in (*EEVEE, "CYCLES", "BLENDER_WORKBENCH"):
         raise CaptureError(f"The render engine {render.engine} cannot be captured: choose Cycles, Eevee or Workbench.")

@@ -19,7 +19,8 @@ _NEAR, _FAR = 0.01, 1000.0  # clipping of our own cameras, in their distance fro
 
 @dataclass(frozen=True)
 class _Viewport:
-    """What the artist looks through: a fixed view, or a scene's camera (by name); and the point that the view turns around."""
+    """What the artist looks through: a fixed view, or a scene's camera (by name); and the point that the view turns
+    around."""
 
     c2w: np.ndarray
     lens: Lens
@@ -78,7 +79,7 @@ def _scene_cameras(context: bpy.types.Context, settings: CaptureSettings) -> lis
 
 def _camera_at(scene: bpy.types.Scene, frame: int) -> str:
     """The camera that is active at a frame: the last marker that binds one decides, as it does in a render."""
-    bound = [marker for marker in scene.timeline_markers if marker.camera is not None]
+    bound = [marker for marker in scene.timeline_markers if marker.camera is not None and not marker.camera.hide_render]
     before = [marker for marker in bound if marker.frame <= frame]
     if before:
         return max(before, key=lambda marker: marker.frame).camera.name
@@ -93,7 +94,8 @@ def _camera_at(scene: bpy.types.Scene, frame: int) -> str:
 
 
 def _viewport_shots(viewport: _Viewport, settings: CaptureSettings, stage: Stage) -> list[Shot]:
-    """The artist's own view, then an orbit that starts in its direction around the subject, or around what it looks at."""
+    """The artist's own view, then an orbit that starts in its direction around the subject, or around what it looks
+    at."""
     first = Shot("viewport_000", c2w=viewport.c2w, lens=viewport.lens)
     if viewport.camera:
         first = Shot("viewport_000", camera=viewport.camera)

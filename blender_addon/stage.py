@@ -16,7 +16,7 @@ import numpy as np
 from mathutils import Matrix
 
 from . import axes, camera_matrix, render_settings, subjects, temporary
-from .camera_matrix import Frame, Lens
+from .camera_matrix import Lens
 from .subjects import Rendered
 from .views import CaptureError, CaptureSettings
 
@@ -26,7 +26,8 @@ _RENDER_RESULT = "Render Result"
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to take: with a scene's camera as it stands at `frame`, or from a fixed place (c2w [4,4], OpenCV axes)."""
+    """One picture to take: with a scene's camera as it stands at `frame`, or from a fixed place (c2w [4,4], OpenCV
+    axes)."""
 
     name: str
     camera: str = ""

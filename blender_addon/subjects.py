@@ -30,8 +30,8 @@ class Rendered:
 
 
 def rendered_objects(layer: bpy.types.ViewLayer) -> list[Rendered]:
-    """The objects of the layer that are in a collection which is neither excluded nor switched off in renders, each once.
-    An object's own render switch is left to the renderer, since it may be animated."""
+    """The objects of the layer that are in a collection which is neither excluded nor switched off in renders, each
+    once. An object's own render switch is left to the renderer, since it may be animated."""
     found: dict[str, Rendered] = {}
     in_layer = set(layer.objects.keys())
     for branch in _branches(layer.layer_collection):
@@ -82,8 +82,8 @@ def choose(layer: bpy.types.ViewLayer, rendered: Iterable[Rendered]) -> set[str]
         raise CaptureError("Nothing is selected that a render shows: select the object to capture.")
     if not selected & visible:
         raise CaptureError(
-            f"{with_surface[0]} is selected but hidden in renders: switch on the camera icon of the object and its collections "
-            "in the Outliner."
+            f"{with_surface[0]} is selected but hidden in renders: switch on the camera icon of the object and its "
+            "collections in the Outliner."
         )
     return selected & visible
 

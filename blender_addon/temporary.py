@@ -1,5 +1,5 @@
-"""Data-blocks that live only during a capture. Each carries a mark, so they are found and removed even when Blender replaced
-all of its data in between (undo, file load), or a file was saved in the middle of a capture."""
+"""Data-blocks that live only during a capture. Each carries a mark, so they are found and removed even when Blender
+replaced all of its data in between (undo, file load), or a file was saved in the middle of a capture."""
 
 from __future__ import annotations
 

@@ -113,7 +113,8 @@ class CapturedViews:
         return self.images.shape[1]
 
     def save(self, folder: Path | str) -> Path:
-        """Write pictures, depth and `transforms.json` into `folder`; returns the path of the latter (see transforms.py)."""
+        """Write pictures, depth and `transforms.json` into `folder`; returns the path of the latter (see
+        transforms.py)."""
         from . import transforms
 
         return transforms.write(self, Path(folder))
