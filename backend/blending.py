@@ -1,8 +1,9 @@
 """Front-to-back blending of sorted splats inside each tile, and its derivative.
 
-Splats are the outer loop and pixels the inner one, a row of a tile at a time, so that the compiler turns the row into vector
-instructions. A tile's state lives in one flat array of planes of TILE*TILE floats, which lets the compiler see that the planes
-do not overlap.
+Splats are the outer loop and pixels the inner one, so that the compiler turns the inner loop into vector instructions. Three habits
+make it do so: a tile's state is one flat array of planes (no two of which can overlap), the tile is cut into strips of LANES columns
+with the pixels of a strip one after the other (any run of its rows is one straight loop of whole vectors), and indices are unsigned
+(numba then leaves out Python's negative indexing).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from backend.binning import TILE
+from backend.binning import TILE, Bins
 from backend.projection import (
     ALPHA_MAX,
     BLUE,
@@ -20,6 +21,7 @@ from backend.projection import (
     CONIC_B,
     CONIC_C,
     DEPTH,
+    EXTENT_X,
     EXTENT_Y,
     GRADIENT_COLUMNS,
     GREEN,
@@ -31,67 +33,104 @@ from backend.projection import (
     TRANSMITTANCE_STOP,
 )
 
-AREA = TILE * TILE
-f32 = np.float32
-MIN_POWER, MAX_ALPHA, STOP = f32(-LOG_CENTRE), f32(ALPHA_MAX), f32(TRANSMITTANCE_STOP)
+u64, f32 = np.uint64, np.float32
+AREA = u64(TILE * TILE)
+LANES = u64(8)
+STRIP = LANES * u64(TILE)  # pixels of a strip
+MIN_POWER, MAX_ALPHA, STOP, HALF = f32(-LOG_CENTRE), f32(ALPHA_MAX), f32(TRANSMITTANCE_STOP), f32(0.5)
+SLACK = f32(1e-3)  # px by which an ellipse is widened when rows are chosen, so that rounding never loses one
 CHECK_EVERY = 16  # splats between two looks at whether all pixels of a tile are done
+
+# Planes of a tile's state. Transmittance turns negative once the pixel is done. POSITION_X and _Y are the pixel's place in the tile.
+TRANSMITTANCE, POSITION_X, POSITION_Y = u64(0), AREA, u64(2) * AREA
+SUM_RED, SUM_GREEN, SUM_BLUE, SUM_DEPTH = u64(3) * AREA, u64(4) * AREA, u64(5) * AREA, u64(6) * AREA
+FORWARD_PLANES = u64(7)
+# Backward: the loss's gradient by the pixel's colour, depth and alpha, and what the splats not yet replayed add to the sum of
+# gradient times value.
+GRAD_RED, GRAD_GREEN, GRAD_BLUE, GRAD_DEPTH = u64(3) * AREA, u64(4) * AREA, u64(5) * AREA, u64(6) * AREA
+GRAD_ALPHA, REMAINDER = u64(7) * AREA, u64(8) * AREA
+BACKWARD_PLANES = u64(9)
 
 # exp((x - LOG_CENTRE) / 4) for |x| <= LOG_CENTRE, relative error 1e-8 (minimax fit); its fourth power is exp(x - LOG_CENTRE),
 # in float32 to 1.2e-6.
 E0, E1, E2, E3 = f32(0.500244677), f32(0.125061184), f32(0.0156326648), f32(0.00130271295)
 E4, E5, E6, E7 = f32(8.14067607e-05), f32(4.0727673e-06), f32(1.72484278e-07), f32(5.97756555e-09)
 
-# Vectorises sums of products without assuming that infinities and NaN never occur.
-FAST = {"contract", "nsz", "arcp"}
+# What vectorises products, and sums, without assuming that infinities and NaN never occur.
+PRODUCTS = {"contract", "nsz", "arcp"}
+SUMS = {"contract", "nsz", "arcp", "reassoc"}
 
 
-@njit(cache=True, inline="always", fastmath=FAST)
+@njit(cache=True, fastmath=PRODUCTS)
 def _exp(x):
-    p = E0 + x * (E1 + x * (E2 + x * (E3 + x * (E4 + x * (E5 + x * (E6 + x * E7))))))
-    square = p * p
-    return square * square
+    square = x * x
+    low = (E0 + x * E1) + square * (E2 + x * E3)
+    high = (E4 + x * E5) + square * (E6 + x * E7)
+    root = low + (square * square) * high
+    root *= root
+    return root * root
 
 
 @njit(cache=True, inline="always")
 def _rows(splat, top, height):
-    """First and one past the last row of pixels of a tile that the splat's ellipse can touch."""
-    low = math.ceil(splat[MEAN_Y] - splat[EXTENT_Y] - f32(0.5) - f32(1e-3))
-    high = math.floor(splat[MEAN_Y] + splat[EXTENT_Y] - f32(0.5) + f32(1e-3)) + 1
-    return max(0, int(low) - top), min(min(TILE, height - top), int(high) - top)
+    """First and one past the last row of pixels of a tile that the splat's ellipse can touch, as unsigned numbers."""
+    low = math.ceil(splat[MEAN_Y] - splat[EXTENT_Y] - HALF - SLACK)
+    high = math.floor(splat[MEAN_Y] + splat[EXTENT_Y] - HALF + SLACK) + 1
+    first = max(0, int(low) - top)
+    return u64(first), u64(max(first, min(min(TILE, height - top), int(high) - top)))
 
 
-@njit(cache=True, fastmath=FAST)
-def _blend_splat(splat, left, top, height, state):
-    """Lay one splat behind what is in `state` [5*AREA]: transmittance (negative once the pixel is done), colour, depth."""
-    mean_x, mean_y = splat[MEAN_X] - f32(left) - f32(0.5), splat[MEAN_Y] - f32(top) - f32(0.5)
-    a, b, c = f32(-0.5) * splat[CONIC_A], -splat[CONIC_B], f32(-0.5) * splat[CONIC_C]
+@njit(cache=True, inline="always")
+def _touches(splat, left, strip):
+    """Whether the ellipse can reach the columns of a strip."""
+    middle, reach = splat[MEAN_X] - HALF - f32(left), splat[EXTENT_X] + SLACK
+    start = f32(u64(strip) * LANES)
+    return middle + reach >= start and middle - reach <= start + f32(LANES - u64(1))
+
+
+@njit(cache=True)
+def _place_pixels(state):
+    """Fill the position planes."""
+    for strip in range(TILE // int(LANES)):
+        for row in range(TILE):
+            for lane in range(int(LANES)):
+                p = (strip * TILE + row) * int(LANES) + lane
+                state[int(POSITION_X) + p] = strip * int(LANES) + lane
+                state[int(POSITION_Y) + p] = row
+
+
+@njit(cache=True, inline="always")
+def _pixel(y, x):
+    """Index in a plane of the pixel at (x, y) of the tile."""
+    return (u64(x) // LANES) * STRIP + u64(y) * LANES + u64(x) % LANES
+
+
+@njit(cache=True, fastmath=PRODUCTS)
+def _blend_run(splat, mean_x, mean_y, first, last, state):
+    """Lay a splat behind what pixels first..last of `state` hold."""
+    a, b, c = -HALF * splat[CONIC_A], -splat[CONIC_B], -HALF * splat[CONIC_C]
     power, red, green, blue, depth = splat[LOG_OPACITY], splat[RED], splat[GREEN], splat[BLUE], splat[DEPTH]
-    first, last = _rows(splat, top, height)
-    for row in range(first, last):
-        dy = f32(row) - mean_y
-        constant, linear = power + c * dy * dy, b * dy
-        for x in range(TILE):
-            p = row * TILE + x
-            dx = f32(x) - mean_x
-            exponent = constant + dx * (linear + dx * a)
-            alpha = min(_exp(exponent), MAX_ALPHA) if exponent >= MIN_POWER else f32(0)
-            before = state[p]
-            after = before - before * alpha
-            live = after >= STOP
-            weight = before * alpha if live else f32(0)
-            state[p] = after if live else -abs(before)
-            state[AREA + p] += weight * red
-            state[2 * AREA + p] += weight * green
-            state[3 * AREA + p] += weight * blue
-            state[4 * AREA + p] += weight * depth
+    for p in range(first, last):
+        dx, dy = state[POSITION_X + p] - mean_x, state[POSITION_Y + p] - mean_y
+        exponent = power + c * dy * dy + dx * (b * dy + dx * a)
+        alpha = min(_exp(exponent), MAX_ALPHA) if exponent >= MIN_POWER else f32(0)
+        before = state[p]
+        after = before - before * alpha
+        live = after >= STOP
+        weight = before * alpha if live else f32(0)
+        state[p] = after if live else -abs(before)
+        state[SUM_RED + p] += weight * red
+        state[SUM_GREEN + p] += weight * green
+        state[SUM_BLUE + p] += weight * blue
+        state[SUM_DEPTH + p] += weight * depth
 
 
-@njit(cache=True, fastmath=FAST)
+@njit(cache=True)
 def _all_done(state):
-    largest = f32(0)
+    live = 0
     for p in range(AREA):
-        largest = max(largest, state[p])
-    return largest <= f32(0)
+        live += state[p] > f32(0)
+    return live == 0
 
 
 @njit(cache=True)
@@ -100,17 +139,25 @@ def _blend_tile(tile, splats, bins, state, image):
     height, width = image.shape[0], image.shape[1]
     columns = (width - 1) // TILE + 1
     left, top = tile % columns * TILE, tile // columns * TILE
-    state[:AREA] = 1
-    state[AREA:] = 0
+    state[: int(AREA)] = 1
+    state[int(SUM_RED) :] = 0
     for entry in range(bins.starts[tile], bins.starts[tile + 1]):
-        _blend_splat(splats[bins.members[entry]], left, top, height, state)
+        splat = splats[bins.members[entry]]
+        mean_x, mean_y = splat[MEAN_X] - f32(left) - HALF, splat[MEAN_Y] - f32(top) - HALF
+        first, last = _rows(splat, top, height)
+        for strip in range(AREA // STRIP):
+            if _touches(splat, left, strip):
+                start = u64(strip) * STRIP
+                _blend_run(splat, mean_x, mean_y, start + first * LANES, start + last * LANES, state)
         if entry % CHECK_EVERY == 0 and _all_done(state):
             break
     for y in range(min(TILE, height - top)):
         for x in range(min(TILE, width - left)):
-            p = y * TILE + x
-            for channel in range(4):
-                image[top + y, left + x, channel] = state[(channel + 1) * AREA + p]
+            p = _pixel(y, x)
+            image[top + y, left + x, 0] = state[SUM_RED + p]
+            image[top + y, left + x, 1] = state[SUM_GREEN + p]
+            image[top + y, left + x, 2] = state[SUM_BLUE + p]
+            image[top + y, left + x, 3] = state[SUM_DEPTH + p]
             image[top + y, left + x, 4] = f32(1) - abs(state[p])
 
 
@@ -119,100 +166,102 @@ def blend(splats, bins, workers, image):
     """Fill `image` [H,W,5] float32 with colour, depth and alpha of the depth-sorted `splats`."""
     tiles = bins.schedule.shape[0]
     for worker in prange(workers):
-        state = np.empty(5 * AREA, np.float32)
+        state = np.empty(int(FORWARD_PLANES * AREA), np.float32)
+        _place_pixels(state)
         for turn in range(int(worker), tiles, workers):
             _blend_tile(bins.schedule[turn], splats, bins, state, image)
 
 
-@njit(cache=True, fastmath=FAST)
-def _blend_splat_backward(splat, left, top, height, state, sums, grad):
-    """Replay one splat and fill `grad` [GRADIENT_COLUMNS].
-
-    `state` [7*AREA]: transmittance as in the forward pass; the part of the loss's linear form that splats behind this one will still
-    add; gradients of the loss by red, green, blue, depth and alpha. `sums` [10*TILE] is scratch: one sum a lane.
-    """
-    mean_x, mean_y = splat[MEAN_X] - f32(left) - f32(0.5), splat[MEAN_Y] - f32(top) - f32(0.5)
-    a, b, c = f32(-0.5) * splat[CONIC_A], -splat[CONIC_B], f32(-0.5) * splat[CONIC_C]
+@njit(cache=True, fastmath=SUMS)
+def _replay_run(splat, mean_x, mean_y, first, last, state):
+    """Repeat `_blend_run` and sum over its pixels: weight times gradient (colour, depth), then with s the loss's derivative by the
+    logarithm of the splat's alpha at the pixel: s, s dx, s dy, s dx^2, s dx dy, s dy^2."""
+    a, b, c = -HALF * splat[CONIC_A], -splat[CONIC_B], -HALF * splat[CONIC_C]
     power, red, green, blue, depth = splat[LOG_OPACITY], splat[RED], splat[GREEN], splat[BLUE], splat[DEPTH]
-    first, last = _rows(splat, top, height)
-    sums[:] = 0
-    for row in range(first, last):
-        dy = f32(row) - mean_y
-        constant, linear = power + c * dy * dy, b * dy
-        for x in range(TILE):
-            p = row * TILE + x
-            dx = f32(x) - mean_x
-            exponent = constant + dx * (linear + dx * a)
-            raw = _exp(exponent) if exponent >= MIN_POWER else f32(0)
-            alpha = min(raw, MAX_ALPHA)
-            before = state[p]
-            after = before - before * alpha
-            live = after >= STOP
-            weight = before * alpha if live else f32(0)
-            state[p] = after if live else -abs(before)
-            value = red * state[2 * AREA + p] + green * state[3 * AREA + p] + blue * state[4 * AREA + p]
-            value += depth * state[5 * AREA + p] + state[6 * AREA + p]
-            rest = state[AREA + p] - weight * value
-            state[AREA + p] = rest
-            slope = (before * value - rest / (f32(1) - alpha)) * raw
-            slope = slope if live and raw <= MAX_ALPHA else f32(0)
-            sums[x] += weight * state[2 * AREA + p]
-            sums[TILE + x] += weight * state[3 * AREA + p]
-            sums[2 * TILE + x] += weight * state[4 * AREA + p]
-            sums[3 * TILE + x] += weight * state[5 * AREA + p]
-            sums[4 * TILE + x] += slope
-            sums[5 * TILE + x] += slope * dx
-            sums[6 * TILE + x] += slope * dy
-            sums[7 * TILE + x] += slope * dx * dx
-            sums[8 * TILE + x] += slope * dx * dy
-            sums[9 * TILE + x] += slope * dy * dy
-    _collect(splat, sums, grad)
+    sum_red = sum_green = sum_blue = sum_depth = sum_s = sum_x = sum_y = sum_xx = sum_xy = sum_yy = f32(0)
+    for p in range(first, last):
+        dx, dy = state[POSITION_X + p] - mean_x, state[POSITION_Y + p] - mean_y
+        exponent = power + c * dy * dy + dx * (b * dy + dx * a)
+        raw = _exp(exponent) if exponent >= MIN_POWER else f32(0)
+        alpha = min(raw, MAX_ALPHA)
+        before = state[p]
+        after = before - before * alpha
+        live = after >= STOP
+        weight = before * alpha if live else f32(0)
+        state[p] = after if live else -abs(before)
+        grad_red, grad_green, grad_blue = state[GRAD_RED + p], state[GRAD_GREEN + p], state[GRAD_BLUE + p]
+        grad_depth = state[GRAD_DEPTH + p]
+        value = state[GRAD_ALPHA + p] + red * grad_red + green * grad_green + blue * grad_blue + depth * grad_depth
+        rest = state[REMAINDER + p] - weight * value
+        state[REMAINDER + p] = rest
+        s = (before * value - rest / (f32(1) - alpha)) * raw
+        s = (s if raw <= MAX_ALPHA else f32(0)) if live else f32(0)
+        sum_red += weight * grad_red
+        sum_green += weight * grad_green
+        sum_blue += weight * grad_blue
+        sum_depth += weight * grad_depth
+        sum_s += s
+        sum_x += s * dx
+        sum_y += s * dy
+        sum_xx += s * dx * dx
+        sum_xy += s * dx * dy
+        sum_yy += s * dy * dy
+    return sum_red, sum_green, sum_blue, sum_depth, sum_s, sum_x, sum_y, sum_xx, sum_xy, sum_yy
 
 
-@njit(cache=True, inline="always", fastmath=FAST)
-def _collect(splat, sums, grad):
-    """Sum the lanes and turn the moments of d loss / d log alpha into the gradient by centre and conic."""
-    for column in range(10):
-        for x in range(1, TILE):
-            sums[column * TILE] += sums[column * TILE + x]
-    grad[RED], grad[GREEN], grad[BLUE], grad[DEPTH] = sums[0], sums[TILE], sums[2 * TILE], sums[3 * TILE]
-    grad[LOG_OPACITY] = sums[4 * TILE]
-    grad[MEAN_X] = splat[CONIC_A] * sums[5 * TILE] + splat[CONIC_B] * sums[6 * TILE]
-    grad[MEAN_Y] = splat[CONIC_B] * sums[5 * TILE] + splat[CONIC_C] * sums[6 * TILE]
-    grad[CONIC_A] = f32(-0.5) * sums[7 * TILE]
-    grad[CONIC_B] = -sums[8 * TILE]
-    grad[CONIC_C] = f32(-0.5) * sums[9 * TILE]
+@njit(cache=True, inline="always")
+def _add_sums(splat, sums, grad):
+    """Add the sums of `_replay_run` to the splat's gradient."""
+    a, b, c = splat[CONIC_A], splat[CONIC_B], splat[CONIC_C]
+    red, green, blue, depth, s, x, y, xx, xy, yy = sums
+    grad[RED] += red
+    grad[GREEN] += green
+    grad[BLUE] += blue
+    grad[DEPTH] += depth
+    grad[LOG_OPACITY] += s
+    grad[MEAN_X] += a * x + b * y
+    grad[MEAN_Y] += b * x + c * y
+    grad[CONIC_A] -= HALF * xx
+    grad[CONIC_B] -= xy
+    grad[CONIC_C] -= HALF * yy
 
 
 @njit(cache=True)
 def _load_tile(left, top, image, image_grad, state):
-    """Set the replay's state: see `_blend_splat_backward`. Pixels outside the picture have no gradient."""
+    """Set the planes of the backward pass. Pixels outside the picture have no gradient."""
     height, width = image.shape[0], image.shape[1]
-    state[:AREA] = 1
-    state[AREA:] = 0
+    state[: int(AREA)] = 1
+    state[int(GRAD_RED) :] = 0
     for y in range(min(TILE, height - top)):
         for x in range(min(TILE, width - left)):
-            p = y * TILE + x
-            total = f32(0)
+            p, total = _pixel(y, x), f32(0)
             for channel in range(5):
                 gradient = image_grad[top + y, left + x, channel]
-                state[(2 + channel) * AREA + p] = gradient
+                state[GRAD_RED + u64(channel) * AREA + p] = gradient
                 total += gradient * image[top + y, left + x, channel]
-            state[AREA + p] = total
+            state[REMAINDER + p] = total
 
 
 @njit(cache=True)
-def _blend_tile_backward(tile, splats, bins, image, image_grad, state, sums, pair_grads):
+def _blend_tile_backward(tile, splats, bins, image, image_grad, state, pair_grads):
+    """Fill the rows of `pair_grads` that belong to a tile."""
     height, width = image.shape[0], image.shape[1]
     columns = (width - 1) // TILE + 1
     left, top = tile % columns * TILE, tile // columns * TILE
     _load_tile(left, top, image, image_grad, state)
     done = False
     for entry in range(bins.starts[tile], bins.starts[tile + 1]):
+        pair_grads[entry] = 0
         if done:
-            pair_grads[entry] = 0
             continue
-        _blend_splat_backward(splats[bins.members[entry]], left, top, height, state, sums, pair_grads[entry])
+        splat = splats[bins.members[entry]]
+        mean_x, mean_y = splat[MEAN_X] - f32(left) - HALF, splat[MEAN_Y] - f32(top) - HALF
+        first, last = _rows(splat, top, height)
+        for strip in range(AREA // STRIP):
+            if _touches(splat, left, strip):
+                start = u64(strip) * STRIP
+                sums = _replay_run(splat, mean_x, mean_y, start + first * LANES, start + last * LANES, state)
+                _add_sums(splat, sums, pair_grads[entry])
         done = entry % CHECK_EVERY == 0 and _all_done(state)
 
 
@@ -220,10 +269,10 @@ def _blend_tile_backward(tile, splats, bins, image, image_grad, state, sums, pai
 def _pair_gradients(splats, bins, workers, image, image_grad, pair_grads):
     tiles = bins.schedule.shape[0]
     for worker in prange(workers):
-        state = np.empty(7 * AREA, np.float32)
-        sums = np.empty(10 * TILE, np.float32)
+        state = np.empty(int(BACKWARD_PLANES * AREA), np.float32)
+        _place_pixels(state)
         for turn in range(int(worker), tiles, workers):
-            _blend_tile_backward(bins.schedule[turn], splats, bins, image, image_grad, state, sums, pair_grads)
+            _blend_tile_backward(bins.schedule[turn], splats, bins, image, image_grad, state, pair_grads)
 
 
 @njit(cache=True, parallel=True)
@@ -239,8 +288,15 @@ def _sum_pairs(bins, workers, pair_grads, splat_grads):
                     splat_grads[j, column] += pair_grads[slot, column]
 
 
-def blend_backward(splats, bins, workers, image, image_grad):
-    """[n,GRADIENT_COLUMNS] gradient by the splats from that by `image` [H,W,5], which must be what `blend` gave."""
+def blend_backward(
+    splats: np.ndarray, bins: Bins, workers: int, image: np.ndarray, image_grad: np.ndarray
+) -> np.ndarray:
+    """[n,GRADIENT_COLUMNS] gradient by the splats from that by `image` [H,W,5], which must be what `blend` gave.
+
+    The derivative by log alpha of splat i at a pixel is alpha_i (T_i v_i - R_i / (1 - alpha_i)), where v_i is gradient times value
+    of the splat and R_i the sum of weight times v over the splats behind it. R starts as gradient times picture and loses each
+    splat's part as the replay passes it, so the replay runs front to back and stops as early as the forward pass did.
+    """
     pair_grads = np.empty((len(bins.members), GRADIENT_COLUMNS), np.float32)
     _pair_gradients(splats, bins, workers, image, image_grad, pair_grads)
     splat_grads = np.empty((len(splats), GRADIENT_COLUMNS), np.float32)
