@@ -172,7 +172,7 @@ def blend(splats, bins, workers, image):
             _blend_tile(bins.schedule[turn], splats, bins, state, image)
 
 
-@njit(cache=True, fastmath=SUMS)
+@njit(cache=True, fastmath=SUMS, error_model="numpy")
 def _replay_run(splat, mean_x, mean_y, first, last, state):
     """Repeat `_blend_run` and sum over its pixels: weight times gradient (colour, depth), then with s the loss's derivative by the
     logarithm of the splat's alpha at the pixel: s, s dx, s dy, s dx^2, s dx dy, s dy^2."""
