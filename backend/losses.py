@@ -1,0 +1,46 @@
+"""What fitting minimises: the pictures' error, and the terms that keep few views from bending the splats to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.metrics import ssim
+
+
+def photometric(got: Tensor, want: Tensor, ssim_share: float) -> Tensor:
+    """[] (1-s) L1 + s (1 - SSIM) of pictures [H,W,3] with range 0..1 (Kerbl et al. 2023, equation 7)."""
+    difference = (got - want).abs().mean()
+    if ssim_share == 0:
+        return difference
+    return (1 - ssim_share) * difference + ssim_share * (1 - ssim(got, want))
+
+
+def coverage(got: Tensor, want: Tensor) -> Tensor:
+    """[] mean difference of two alpha maps [H,W] with range 0..1."""
+    return (got - want).abs().mean()
+
+
+def oversize(scales: Tensor, largest: float) -> Tensor:
+    """[] how far, on average, the longest axis of the splats, `scales` [N,3], exceeds `largest`, in units of it."""
+    return (scales.amax(1) / largest - 1).clamp_min(0).mean()
+
+
+def needles(scales: Tensor, ratio: float) -> Tensor:
+    """[] how far, on average, the longest axis of `scales` [N,3] exceeds `ratio` times the middle one.
+
+    Flat discs cost nothing; needles, which look right from the views they were fitted to and stick out of the surface
+    from any other, do (the idea of PhysGaussian's anisotropy regulariser, Xie et al. 2024, section 3.5).
+    """
+    ordered = scales.sort(dim=1).values
+    return (ordered[:, 2] / ordered[:, 1].clamp_min(1e-12) - ratio).clamp_min(0).mean()
+
+
+def haze(opacities: Tensor) -> Tensor:
+    """[] mean of 4 o (1-o) over `opacities` [N]: 0 where every splat is solid or gone, 1 where all are half there."""
+    return (4 * opacities * (1 - opacities)).mean()
+
+
+def drift(means: Tensor, start: Tensor, spacing: Tensor | float) -> Tensor:
+    """[] by how much `means` [N,3] have moved more than one `spacing` from their start, on average, in spacings."""
+    return (torch.linalg.vector_norm(means - start, dim=1) / spacing - 1).clamp_min(0).mean()
