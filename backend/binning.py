@@ -44,34 +44,47 @@ class Bins(NamedTuple):
     slots: np.ndarray
 
 
-def sort_by_depth(splats: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@njit(cache=True, parallel=True)
+def _gather(rows, order, workers, out):
+    """out[j] = rows[order[j]]"""
+    count = order.shape[0]
+    for worker in prange(workers):
+        for j in range(worker * count // workers, (worker + 1) * count // workers):
+            for column in range(rows.shape[1]):
+                out[j, column] = rows[order[j], column]
+
+
+def sort_by_depth(splats: np.ndarray, depths: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `splats` [N,SPLAT_COLUMNS] that are not HIDDEN, nearest first (ties by index), and the index [n] each had."""
     # Positive floats order like their bits, so depth and index together are one integer that has no ties.
-    keys = (depths.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.arange(len(depths), dtype=np.uint64)
+    keys = depths.view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(len(depths), dtype=np.uint64)
     keys.sort()
-    visible = int(np.searchsorted(keys, np.uint64(np.float32(HIDDEN).view(np.uint32)) << np.uint64(32)))
-    order = (keys[:visible] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return splats[order], order
+    hidden = np.uint64(np.float32(HIDDEN).view(np.uint32)) << np.uint64(32)
+    order = (keys[: np.searchsorted(keys, hidden)] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    nearest_first = np.empty((len(order), splats.shape[1]), np.float32)
+    _gather(splats, order, workers, nearest_first)
+    return nearest_first, order
 
 
 @njit(cache=True, inline="always")
-def _tile_rows(splat, height):
-    """First and one past the last row of tiles that the splat's ellipse touches."""
-    last = (height - 1) // TILE + 1
-    low = math.floor((splat[MEAN_Y] - splat[EXTENT_Y] - SLACK - 0.5) / TILE)
-    high = math.floor((splat[MEAN_Y] + splat[EXTENT_Y] + SLACK - 0.5) / TILE) + 1
-    return max(0, min(last, int(low))), max(0, min(last, int(high)))
+def _tiles_between(low, high, size):
+    """First and one past the last tile along an axis of `size` pixels with a pixel centre in [low, high]."""
+    first = math.floor((low - SLACK - 0.5 - (TILE - 1)) / TILE) + 1
+    last = math.floor((high + SLACK - 0.5) / TILE) + 1
+    return max(0, int(first)), min((size - 1) // TILE + 1, int(last))
 
 
 @njit(cache=True, inline="always")
 def _half_chord(splat, y, reach):
-    """The ellipse's middle and half width along the line at height `y` from its centre, or a negative half width."""
+    """The ellipse's middle and half width along the line at height `y` from its centre."""
     a, b, c = float(splat[CONIC_A]), float(splat[CONIC_B]), float(splat[CONIC_C])
     root = (b * y) ** 2 - a * (c * y * y - reach)
-    return -b * y / a, math.sqrt(root) / a if root > 0 else 0.0
+    return -b * y / a, math.sqrt(max(root, 0.0)) / a
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _tile_span(splat, row, width):
     """First and one past the last tile of a row of tiles that the ellipse touches: exact up to SLACK.
 
@@ -85,11 +98,15 @@ def _tile_span(splat, row, width):
     middle, half = _half_chord(splat, min(max(y_right, low), high), reach)
     right = splat[MEAN_X] + middle + half
     middle, half = _half_chord(splat, min(max(-y_right, low), high), reach)
-    left = splat[MEAN_X] + middle - half
-    last = (width - 1) // TILE + 1
-    first_tile = math.floor((left - SLACK - 0.5 - (TILE - 1)) / TILE) + 1
-    last_tile = math.floor((right + SLACK - 0.5) / TILE) + 1
-    return max(0, min(last, int(first_tile))), max(0, min(last, int(last_tile)))
+    return _tiles_between(splat[MEAN_X] + middle - half, right, width)
+
+
+@njit(cache=True, inline="always")
+def _tile_box(splat, width, height):
+    """First and one past the last column, then row, of tiles that the box around the splat's ellipse touches."""
+    first_column, last_column = _tiles_between(splat[MEAN_X] - splat[EXTENT_X], splat[MEAN_X] + splat[EXTENT_X], width)
+    first_row, last_row = _tiles_between(splat[MEAN_Y] - splat[EXTENT_Y], splat[MEAN_Y] + splat[EXTENT_Y], height)
+    return first_column, last_column, first_row, last_row
 
 
 # The parallel loops below only call functions: numba drops stores to a named tuple's arrays that stand in the loop itself.
@@ -99,9 +116,11 @@ def _tile_span(splat, row, width):
 def _count_splat(splat, width, height, counts):
     """Add one to `counts` [tiles] for each tile that the splat touches; how many that are."""
     columns, touched = (width - 1) // TILE + 1, 0
-    first_row, last_row = _tile_rows(splat, height)
+    first, last, first_row, last_row = _tile_box(splat, width, height)
+    corners = last - first > 1 and last_row - first_row > 1  # only then can the box hold tiles that the ellipse misses
     for row in range(first_row, last_row):
-        first, last = _tile_span(splat, row, width)
+        if corners:
+            first, last = _tile_span(splat, row, width)
         for column in range(first, last):
             counts[row * columns + column] += 1
         touched += max(0, last - first)
@@ -112,9 +131,11 @@ def _count_splat(splat, width, height, counts):
 def _scatter_splat(j, splat, width, height, cursors, bins):
     """Enter splat j in the list of each tile that it touches, at the tile's cursor."""
     columns, entry = (width - 1) // TILE + 1, bins.offsets[j]
-    first_row, last_row = _tile_rows(splat, height)
+    first, last, first_row, last_row = _tile_box(splat, width, height)
+    corners = last - first > 1 and last_row - first_row > 1
     for row in range(first_row, last_row):
-        first, last = _tile_span(splat, row, width)
+        if corners:
+            first, last = _tile_span(splat, row, width)
         for tile in range(row * columns + first, row * columns + last):
             bins.members[cursors[tile]] = j
             bins.slots[entry] = cursors[tile]
@@ -140,14 +161,14 @@ def _scatter(splats, width, height, cursors, bins):
             _scatter_splat(j, splats[j], width, height, cursors[chunk], bins)
 
 
-def bin_splats(splats: np.ndarray, width: int, height: int, *, chunks: int) -> Bins:
-    """Tile lists of depth-sorted `splats` [n,SPLAT_COLUMNS] by a counting sort in `chunks` parallel parts; the result does not depend on `chunks`.
+def bin_splats(splats: np.ndarray, width: int, height: int, *, workers: int) -> Bins:
+    """Tile lists of depth-sorted `splats` [n,SPLAT_COLUMNS] by a counting sort in `workers` parallel parts; the result does not depend on their number.
 
     Raises MemoryError when the lists would hold more than MAX_TILE_PAIRS entries.
     """
     assert splats.shape[1] == SPLAT_COLUMNS, splats.shape
     tiles = ((width - 1) // TILE + 1) * ((height - 1) // TILE + 1)
-    counts = np.zeros((chunks, tiles), np.int64)
+    counts = np.zeros((workers, tiles), np.int64)
     touched = np.empty(len(splats), np.int64)
     _count(splats, width, height, counts, touched)
     per_tile = counts.sum(axis=0)

@@ -62,7 +62,7 @@ SUMS = {"contract", "nsz", "arcp", "reassoc"}
 
 
 @njit(cache=True, fastmath=PRODUCTS)
-def _exp(x):
+def exp_shifted(x):
     square = x * x
     low = (E0 + x * E1) + square * (E2 + x * E3)
     high = (E4 + x * E5) + square * (E6 + x * E7)
@@ -72,7 +72,7 @@ def _exp(x):
 
 
 @njit(cache=True, inline="always")
-def _rows(splat, top, height):
+def rows_touched(splat, top, height):
     """First and one past the last row of pixels of a tile that the splat's ellipse can touch, as unsigned numbers."""
     low = math.ceil(splat[MEAN_Y] - splat[EXTENT_Y] - HALF - SLACK)
     high = math.floor(splat[MEAN_Y] + splat[EXTENT_Y] - HALF + SLACK) + 1
@@ -81,7 +81,7 @@ def _rows(splat, top, height):
 
 
 @njit(cache=True, inline="always")
-def _touches(splat, left, strip):
+def strip_touched(splat, left, strip):
     """Whether the ellipse can reach the columns of a strip."""
     middle, reach = splat[MEAN_X] - HALF - f32(left), splat[EXTENT_X] + SLACK
     start = f32(u64(strip) * LANES)
@@ -89,7 +89,7 @@ def _touches(splat, left, strip):
 
 
 @njit(cache=True)
-def _place_pixels(state):
+def place_pixels(state):
     """Fill the position planes."""
     for strip in range(TILE // int(LANES)):
         for row in range(TILE):
@@ -100,7 +100,7 @@ def _place_pixels(state):
 
 
 @njit(cache=True, inline="always")
-def _pixel(y, x):
+def pixel_index(y, x):
     """Index in a plane of the pixel at (x, y) of the tile."""
     return (u64(x) // LANES) * STRIP + u64(y) * LANES + u64(x) % LANES
 
@@ -113,7 +113,7 @@ def _blend_run(splat, mean_x, mean_y, first, last, state):
     for p in range(first, last):
         dx, dy = state[POSITION_X + p] - mean_x, state[POSITION_Y + p] - mean_y
         exponent = power + c * dy * dy + dx * (b * dy + dx * a)
-        alpha = min(_exp(exponent), MAX_ALPHA) if exponent >= MIN_POWER else f32(0)
+        alpha = min(exp_shifted(exponent), MAX_ALPHA) if exponent >= MIN_POWER else f32(0)
         before = state[p]
         after = before - before * alpha
         live = after >= STOP
@@ -144,16 +144,16 @@ def _blend_tile(tile, splats, bins, state, image):
     for entry in range(bins.starts[tile], bins.starts[tile + 1]):
         splat = splats[bins.members[entry]]
         mean_x, mean_y = splat[MEAN_X] - f32(left) - HALF, splat[MEAN_Y] - f32(top) - HALF
-        first, last = _rows(splat, top, height)
+        first, last = rows_touched(splat, top, height)
         for strip in range(AREA // STRIP):
-            if _touches(splat, left, strip):
+            if strip_touched(splat, left, strip):
                 start = u64(strip) * STRIP
                 _blend_run(splat, mean_x, mean_y, start + first * LANES, start + last * LANES, state)
         if entry % CHECK_EVERY == 0 and _all_done(state):
             break
     for y in range(min(TILE, height - top)):
         for x in range(min(TILE, width - left)):
-            p = _pixel(y, x)
+            p = pixel_index(y, x)
             image[top + y, left + x, 0] = state[SUM_RED + p]
             image[top + y, left + x, 1] = state[SUM_GREEN + p]
             image[top + y, left + x, 2] = state[SUM_BLUE + p]
@@ -167,7 +167,7 @@ def blend(splats, bins, workers, image):
     tiles = bins.schedule.shape[0]
     for worker in prange(workers):
         state = np.empty(int(FORWARD_PLANES * AREA), np.float32)
-        _place_pixels(state)
+        place_pixels(state)
         for turn in range(int(worker), tiles, workers):
             _blend_tile(bins.schedule[turn], splats, bins, state, image)
 
@@ -182,7 +182,7 @@ def _replay_run(splat, mean_x, mean_y, first, last, state):
     for p in range(first, last):
         dx, dy = state[POSITION_X + p] - mean_x, state[POSITION_Y + p] - mean_y
         exponent = power + c * dy * dy + dx * (b * dy + dx * a)
-        raw = _exp(exponent) if exponent >= MIN_POWER else f32(0)
+        raw = exp_shifted(exponent) if exponent >= MIN_POWER else f32(0)
         alpha = min(raw, MAX_ALPHA)
         before = state[p]
         after = before - before * alpha
@@ -234,7 +234,7 @@ def _load_tile(left, top, image, image_grad, state):
     state[int(GRAD_RED) :] = 0
     for y in range(min(TILE, height - top)):
         for x in range(min(TILE, width - left)):
-            p, total = _pixel(y, x), f32(0)
+            p, total = pixel_index(y, x), f32(0)
             for channel in range(5):
                 gradient = image_grad[top + y, left + x, channel]
                 state[GRAD_RED + u64(channel) * AREA + p] = gradient
@@ -256,9 +256,9 @@ def _blend_tile_backward(tile, splats, bins, image, image_grad, state, pair_grad
             continue
         splat = splats[bins.members[entry]]
         mean_x, mean_y = splat[MEAN_X] - f32(left) - HALF, splat[MEAN_Y] - f32(top) - HALF
-        first, last = _rows(splat, top, height)
+        first, last = rows_touched(splat, top, height)
         for strip in range(AREA // STRIP):
-            if _touches(splat, left, strip):
+            if strip_touched(splat, left, strip):
                 start = u64(strip) * STRIP
                 sums = _replay_run(splat, mean_x, mean_y, start + first * LANES, start + last * LANES, state)
                 _add_sums(splat, sums, pair_grads[entry])
@@ -270,28 +270,32 @@ def _pair_gradients(splats, bins, workers, image, image_grad, pair_grads):
     tiles = bins.schedule.shape[0]
     for worker in prange(workers):
         state = np.empty(int(BACKWARD_PLANES * AREA), np.float32)
-        _place_pixels(state)
+        place_pixels(state)
         for turn in range(int(worker), tiles, workers):
             _blend_tile_backward(bins.schedule[turn], splats, bins, image, image_grad, state, pair_grads)
 
 
+@njit(cache=True)
+def _sum_entries(j, bins, pair_grads, total):
+    total[:] = 0
+    for entry in range(bins.offsets[j], bins.offsets[j + 1]):
+        for column in range(GRADIENT_COLUMNS):
+            total[column] += pair_grads[bins.slots[entry], column]
+
+
 @njit(cache=True, parallel=True)
-def _sum_pairs(bins, workers, pair_grads, splat_grads):
+def _sum_pairs(bins, workers, pair_grads, order, splat_grads):
     """Sum each splat's entries in one fixed order: no races, the same result at every run."""
-    count = splat_grads.shape[0]
+    count = order.shape[0]
     for worker in prange(workers):
         for j in range(worker * count // workers, (worker + 1) * count // workers):
-            splat_grads[j] = 0
-            for entry in range(bins.offsets[j], bins.offsets[j + 1]):
-                slot = bins.slots[entry]
-                for column in range(GRADIENT_COLUMNS):
-                    splat_grads[j, column] += pair_grads[slot, column]
+            _sum_entries(j, bins, pair_grads, splat_grads[order[j]])
 
 
 def blend_backward(
     splats: np.ndarray, bins: Bins, workers: int, image: np.ndarray, image_grad: np.ndarray
 ) -> np.ndarray:
-    """[n,GRADIENT_COLUMNS] gradient by the splats from that by `image` [H,W,5], which must be what `blend` gave.
+    """[pairs,GRADIENT_COLUMNS] gradient by each tile pair from that by `image` [H,W,5], which must be what `blend` gave.
 
     The derivative by log alpha of splat i at a pixel is alpha_i (T_i v_i - R_i / (1 - alpha_i)), where v_i is gradient times value
     of the splat and R_i the sum of weight times v over the splats behind it. R starts as gradient times picture and loses each
@@ -299,6 +303,11 @@ def blend_backward(
     """
     pair_grads = np.empty((len(bins.members), GRADIENT_COLUMNS), np.float32)
     _pair_gradients(splats, bins, workers, image, image_grad, pair_grads)
-    splat_grads = np.empty((len(splats), GRADIENT_COLUMNS), np.float32)
-    _sum_pairs(bins, workers, pair_grads, splat_grads)
+    return pair_grads
+
+
+def sum_pairs(bins: Bins, workers: int, pair_grads: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
+    """[count,GRADIENT_COLUMNS] gradient by the splats in the order they had before sorting; rows not in `order` [n] are undefined."""
+    splat_grads = np.empty((count, GRADIENT_COLUMNS), np.float32)
+    _sum_pairs(bins, workers, pair_grads, order, splat_grads)
     return splat_grads

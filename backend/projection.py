@@ -59,7 +59,7 @@ class Lens(NamedTuple):
     orthographic: bool
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _to_camera(viewmat, means, i):
     """Camera-space position of Gaussian i."""
     x, y, z = means[i, 0], means[i, 1], means[i, 2]
@@ -70,7 +70,7 @@ def _to_camera(viewmat, means, i):
     )
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _unit_quat(quats, i):
     """Quaternion i at unit length, and one over the length it had."""
     w, x, y, z = float(quats[i, 0]), float(quats[i, 1]), float(quats[i, 2]), float(quats[i, 3])
@@ -79,7 +79,7 @@ def _unit_quat(quats, i):
     return w * inverse, x * inverse, y * inverse, z * inverse, inverse
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _rotation(w, x, y, z):
     """Rows of the rotation of a unit quaternion."""
     return (
@@ -89,14 +89,14 @@ def _rotation(w, x, y, z):
     )
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _held_tangent(ratio, focal, centre, size):
     """x/z (or y/z) held near the picture, where a linear approximation of the perspective still means something."""
     margin = TAN_MARGIN * 0.5 * size / focal
     return min(max(ratio, -centre / focal - margin), (size - centre) / focal + margin)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _plane_axes(lens, x, y, z):
     """Rows of J W [2,3]: how the position on the picture moves with a step in the world, at a camera-space position."""
     v = lens.viewmat
@@ -112,7 +112,7 @@ def _plane_axes(lens, x, y, z):
     )
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _times_rotation(row, rotation):
     return (
         row[0] * rotation[0][0] + row[1] * rotation[1][0] + row[2] * rotation[2][0],
@@ -121,12 +121,12 @@ def _times_rotation(row, rotation):
     )
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _view_direction(lens, means, i):
     """Unit direction from the camera to Gaussian i, and one over the distance; an orthographic camera looks the same way everywhere."""
     if lens.orthographic:
@@ -136,7 +136,7 @@ def _view_direction(lens, means, i):
     return x * inverse, y * inverse, z * inverse, inverse
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _project_one(scene, lens, i, harmonics, splat):
     """Fill `splat` for Gaussian i and return its camera z, or HIDDEN where it cannot touch a pixel or is not finite."""
     x, y, z = _to_camera(lens.viewmat, scene.means, i)
@@ -168,7 +168,7 @@ def _project_one(scene, lens, i, harmonics, splat):
     return z if _colour(scene, lens, i, harmonics, splat) else HIDDEN
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _colour(scene, lens, i, harmonics, splat):
     """Fill the colour of Gaussian i as seen by the camera; whether it is finite."""
     dx, dy, dz, _ = _view_direction(lens, scene.means, i)
@@ -184,7 +184,7 @@ def _colour(scene, lens, i, harmonics, splat):
     return math.isfinite(total)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=True, error_model="numpy")
 def project(scene, lens, workers, splats, depths):
     """Fill `splats` [N,SPLAT_COLUMNS] and `depths` [N] (camera z, or HIDDEN and the splat is undefined) for one camera."""
     count = scene.means.shape[0]
@@ -194,7 +194,7 @@ def project(scene, lens, workers, splats, depths):
             depths[i] = _project_one(scene, lens, i, harmonics, splats[i])
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _colour_backward(scene, lens, i, splat, grad, harmonics, grads):
     """Add a splat's colour gradient to Gaussian i's coefficients; return what it means for the Gaussian's position."""
     dx, dy, dz, inverse = _view_direction(lens, scene.means, i)
@@ -216,7 +216,7 @@ def _colour_backward(scene, lens, i, splat, grad, harmonics, grads):
     return inverse * (gx - along * dx), inverse * (gy - along * dy), inverse * (gz - along * dz)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _quat_backward(w, x, y, z, inverse, g):
     """Gradient by the unnormalised quaternion from that by its rotation's entries, `g` as three rows."""
     gw = 2 * (x * (g[2][1] - g[1][2]) + y * (g[0][2] - g[2][0]) + z * (g[1][0] - g[0][1]))
@@ -232,7 +232,7 @@ def _quat_backward(w, x, y, z, inverse, g):
     )
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _covariance_backward(splat, grad):
     """Gradient by the covariance in the plane (aa, ab, bb as a symmetric matrix) from that by its inverse: -Q G Q."""
     a, b, c = float(splat[CONIC_A]), float(splat[CONIC_B]), float(splat[CONIC_C])
@@ -241,7 +241,7 @@ def _covariance_backward(splat, grad):
     return -(p * a + q * b), -(p * b + q * c), -(r * b + s * c)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _position_backward(lens, x, y, z, grad, gp_x, gp_y):
     """Gradient by the camera-space position, from the splat's centre and depth and from the rows of J W, `gp_x` and `gp_y`."""
     if lens.orthographic:
@@ -261,14 +261,14 @@ def _position_backward(lens, x, y, z, grad, gp_x, gp_y):
     return ratio_gx / z, ratio_gy / z, grad[DEPTH] - along_z / z
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _axis_backward(scale, axis_x, axis_y, gaa, gab, gbb):
     """Gradients by one axis' scale and by its two unscaled picture components, from that by the covariance in the plane."""
     gx, gy = 2 * scale * (gaa * axis_x + gab * axis_y), 2 * scale * (gab * axis_x + gbb * axis_y)
     return gx * axis_x + gy * axis_y, scale * gx, scale * gy
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", error_model="numpy")
 def _outer_sum(row_x, row_y, gl_x, gl_y, j):
     """Row j of the gradient by the rotation: P^T G for P the rows of J W."""
     return (
@@ -278,7 +278,7 @@ def _outer_sum(row_x, row_y, gl_x, gl_y, j):
     )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _project_one_backward(scene, lens, i, splat, grad, harmonics, grads):
     """Add to `grads` what the gradient of one splat means for Gaussian i."""
     x, y, z = _to_camera(lens.viewmat, scene.means, i)
@@ -314,11 +314,12 @@ def _project_one_backward(scene, lens, i, splat, grad, harmonics, grads):
     grads.opacities[i] += grad[LOG_OPACITY] / scene.opacities[i]
 
 
-@njit(cache=True, parallel=True)
-def project_backward(scene, lens, workers, order, splats, splat_grads, grads):
-    """Add to the Scene `grads` what `splat_grads` [n,GRADIENT_COLUMNS] mean; row j of it and of `splats` is Gaussian order[j]."""
-    count = order.shape[0]
+@njit(cache=True, parallel=True, error_model="numpy")
+def project_backward(scene, lens, workers, splats, depths, splat_grads, grads):
+    """Add to the Scene `grads` what `splat_grads` [N,GRADIENT_COLUMNS] mean; `splats` and `depths` are what `project` filled."""
+    count = scene.means.shape[0]
     for worker in prange(workers):
         harmonics = np.empty(16, np.float64)
-        for j in range(worker * count // workers, (worker + 1) * count // workers):
-            _project_one_backward(scene, lens, order[j], splats[j], splat_grads[j], harmonics, grads)
+        for i in range(worker * count // workers, (worker + 1) * count // workers):
+            if depths[i] < HIDDEN:
+                _project_one_backward(scene, lens, i, splats[i], splat_grads[i], harmonics, grads)
