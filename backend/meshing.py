@@ -14,27 +14,24 @@ from typing import Any
 
 import fast_simplification
 import numpy as np
-import torch
 from scipy import ndimage
 from skimage import measure
 
-from backend import mesh_repair, volume
+from backend import mesh_repair, scans, volume
 from backend.cameras import Cameras, Views
 from backend.gaussians import Gaussians
 from backend.monitor import Monitor, Silent
-from backend.rendering import render
 
 STAGE = "Mesh"
 LONGEST_SIDE = 256  # voxels; 16.8 million at most, 0.3 GB with all that is kept a voxel
 SHORTEST_SIDE = 48
 VOXEL_PIXELS = 0.8  # a voxel's side in pixels of the views, when that is coarser than the limit above
 TRUNCATION = {"exact": 2.5, "rendered": 4.0}  # voxels
-VIRTUAL_VIEWS = 26  # around the object, besides the captured ones
-VIRTUAL_SIZE = 256  # pixels
-SOLID_ALPHA = 0.5  # of a Gaussian rendering: less is empty
-TRUST = {"exact": 1.0, "captured": 0.5, "virtual": 0.15}  # weights of a depth map's votes, by where it comes from
 SMALLEST_PART = 0.002  # of the largest part's voxels; smaller parts are floaters
 SMOOTHING_ROUNDS = 3
+LEAST_WEIGHT = 0.25  # fewer votes do not make a place known: one or two rendered views alone carve nothing
+EXTENT_MARGIN = 1.0  # voxels that the shape may stick out of the convex hull of what was seen
+FAR_POINTS = (0.02, 0.98)  # quantiles of the seen points along each axis: without masks, what is farther is left out
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,20 @@ def extract_mesh(gaussians: Gaussians, views: Views, *, faces: int = 20_000, mon
         raise ValueError("mesh: there are no Gaussians to take a surface from")
     monitor.progress(STAGE, 0, 6)
     masks = volume.silhouettes(views.images[..., 3].numpy(), views.cameras) if views.has_alpha else None
-    scans = _captured_scans(gaussians, views)
-    box = _bounds(gaussians, masks, scans)
-    monitor.progress(STAGE, 1, 6)
-    if masks is not None:
-        scans = [*scans, _virtual_scan(gaussians, box)]
-    monitor.progress(STAGE, 2, 6)
+    captured = scans.captured(gaussians, views)
+    seen = scans.unprojected(captured)
+    box = _bounds(gaussians, masks, seen)
     grid = _choose_grid(box, views.cameras)
-    field, known = _solid(grid, masks, scans, exact=views.depth is not None)
+    truncation = TRUNCATION["rendered" if views.depth is None else "exact"] * grid.voxel
+    field = volume.empty_field(grid, truncation)
+    monitor.progress(STAGE, 1, 6)
+    if masks is None:
+        volume.vote(field, captured, np.ones(grid.shape, dtype=bool))
+        distance, known = field.mean * (truncation / grid.voxel), field.weight > 0
+    else:
+        distance, known = _solid(field, masks, captured, scans.virtual(gaussians, box), seen), None
     monitor.progress(STAGE, 3, 6)
-    surface = _isosurface(grid, field, known)
+    surface = _isosurface(grid, distance, known)
     monitor.progress(STAGE, 4, 6)
     surface = _decimated(surface, faces, closed=masks is not None)
     monitor.progress(STAGE, 6, 6)
@@ -87,113 +88,23 @@ def mesh_report(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-# ---- what the cameras see
-
-
-def _rendered_depth(gaussians: Gaussians, cameras: Cameras) -> np.ndarray:
-    """[V,H,W] planar depth, inf where the Gaussians let most light through."""
-    with torch.no_grad():
-        rendering = render(gaussians, cameras)
-    depth = rendering.depth / rendering.alpha.clamp(min=1e-6)
-    return torch.where(rendering.alpha >= SOLID_ALPHA, depth, torch.inf).numpy().astype(np.float32)
-
-
-def _captured_scans(gaussians: Gaussians, views: Views) -> list[volume.Scan]:
-    if views.depth is not None:
-        depth = views.depth.numpy().astype(np.float32)
-        return [volume.Scan(views.cameras, np.where(np.isfinite(depth), depth, 0), TRUST["exact"])]
-    depth = _rendered_depth(gaussians, views.cameras)
-    if views.has_alpha:  # the masks know better where there is nothing, and where there is something
-        depth[np.isinf(depth)] = 0
-    return [volume.Scan(views.cameras, depth, TRUST["captured"])]
-
-
-def _virtual_scan(gaussians: Gaussians, box: np.ndarray) -> volume.Scan:
-    around = cameras_around(box, VIRTUAL_SIZE)
-    return volume.Scan(around, _rendered_depth(gaussians, around), TRUST["virtual"])
-
-
-def cameras_around(box: np.ndarray, size: int) -> Cameras:
-    """Cameras on a sphere about the box, evenly spread (Fibonacci), that see it whole; square pictures."""
-    centre, radius = box.mean(axis=0), 0.5 * float(np.linalg.norm(box[1] - box[0]))
-    steps = np.arange(VIRTUAL_VIEWS) + 0.5
-    height = 1 - 2 * steps / VIRTUAL_VIEWS
-    angle = np.pi * (1 + 5**0.5) * steps
-    ring = np.sqrt(1 - height**2)
-    outward = np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
-    distance = 3.0 * radius
-    c2w = np.stack([_looking(-direction, centre + distance * direction) for direction in outward])
-    focal = 0.5 * size * 0.95 * (distance**2 - radius**2) ** 0.5 / radius  # the sphere fills the picture
-    K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], dtype=torch.float32)
-    return Cameras(
-        c2w=torch.from_numpy(c2w).float(),
-        Ks=K.expand(VIRTUAL_VIEWS, 3, 3),
-        orthographic=torch.zeros(VIRTUAL_VIEWS, dtype=torch.bool),
-        width=size,
-        height=size,
-    )
-
-
-def _looking(forward: np.ndarray, position: np.ndarray) -> np.ndarray:
-    aside = np.array([0.0, 0.0, 1.0]) if abs(forward[2]) < 0.99 else np.array([0.0, 1.0, 0.0])
-    right = np.cross(forward, aside)
-    right /= np.linalg.norm(right)
-    c2w = np.eye(4)
-    c2w[:3, 0], c2w[:3, 1], c2w[:3, 2], c2w[:3, 3] = right, np.cross(forward, right), forward, position
-    return c2w
-
-
 # ---- where the voxels are
 
 
-def _bounds(gaussians: Gaussians, masks: volume.Silhouettes | None, scans: list[volume.Scan]) -> np.ndarray:
-    """[2,3] lowest and highest corner of the box to mesh, with a margin."""
+def _bounds(gaussians: Gaussians, masks: volume.Silhouettes | None, seen: np.ndarray) -> np.ndarray:
+    """[2,3] lowest and highest corner of the box to mesh, with a margin; seen [P,3]: points of the captured depth."""
     means = gaussians.means[gaussians.opacities > 0.05].numpy().astype(np.float64)
     if masks is None:
-        points = np.concatenate([_unprojected(scan) for scan in scans])
-        points = means if len(points) == 0 else points
-        low, high = np.quantile(points, [0.02, 0.98], axis=0) if len(points) else (np.zeros(3), np.zeros(3))
-        low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+        points = seen if len(seen) else means
+        ends = FAR_POINTS
     else:
-        points = np.concatenate([means[_inside(means, masks)], *(_unprojected(scan) for scan in scans)])
-        low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(3), np.zeros(3))
+        points = np.concatenate([means[scans.inside_masks(means, masks)], seen])
+        ends = (0.0, 1.0)
+    low, high = np.quantile(points, ends, axis=0) if len(points) else np.zeros((2, 3))
     if not (high - low).max() > 0:
         raise ValueError("mesh: the cameras do not see a common object; no Gaussian lies within the masks of all views")
     margin = 0.04 * (high - low).max()
     return np.stack([low - margin, high + margin])
-
-
-def _inside(points: np.ndarray, masks: volume.Silhouettes) -> np.ndarray:
-    """[N] bool: in no view on the background."""
-    inside = np.ones(len(points), dtype=bool)
-    viewmats, Ks = masks.cameras.viewmats.numpy().astype(np.float64), masks.cameras.Ks.numpy().astype(np.float64)
-    for view in range(len(masks.cameras)):
-        local = points @ viewmats[view, :3, :3].T + viewmats[view, :3, 3]
-        nearness = np.ones(len(points)) if bool(masks.cameras.orthographic[view]) else np.maximum(local[:, 2], 1e-12)
-        pixel = (local[:, :2] / nearness[:, None]) @ Ks[view, :2, :2].T + Ks[view, :2, 2]
-        column, row = np.floor(np.clip(pixel, -1, 1e6)).astype(int).T
-        height, width = masks.distance[view].shape
-        within = (local[:, 2] > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
-        inside[within] &= masks.distance[view][row[within], column[within]] > -1
-    return inside
-
-
-def _unprojected(scan: volume.Scan, stride: int = 4) -> np.ndarray:
-    """[P,3] world points of every `stride`-th pixel with a depth."""
-    points = []
-    rows, columns = np.mgrid[0 : scan.cameras.height : stride, 0 : scan.cameras.width : stride]
-    for view in range(len(scan.cameras)):
-        depth = scan.depth[view][rows, columns]
-        known = np.isfinite(depth) & (depth > 0)
-        pixel = np.stack([columns[known] + 0.5, rows[known] + 0.5, np.ones(known.sum())])
-        ray = (np.linalg.inv(scan.cameras.Ks[view].numpy().astype(np.float64)) @ pixel).T
-        if bool(scan.cameras.orthographic[view]):
-            local = np.concatenate([ray[:, :2], depth[known][:, None]], axis=1)
-        else:
-            local = ray * depth[known][:, None]
-        c2w = scan.cameras.c2w[view].numpy().astype(np.float64)
-        points.append(local @ c2w[:3, :3].T + c2w[:3, 3])
-    return np.concatenate(points) if points else np.zeros((0, 3))
 
 
 def _choose_grid(box: np.ndarray, cameras: Cameras) -> volume.Grid:
@@ -211,18 +122,19 @@ def _choose_grid(box: np.ndarray, cameras: Cameras) -> volume.Grid:
 
 
 def _solid(
-    grid: volume.Grid, masks: volume.Silhouettes | None, scans: list[volume.Scan], *, exact: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """[X,Y,Z] signed distance in voxels, negative inside, and where it is known (None: everywhere)."""
-    truncation = TRUNCATION["exact" if exact else "rendered"] * grid.voxel
-    if masks is None:
-        votes = volume.fuse(grid, scans, truncation, np.ones(grid.shape, dtype=bool))
-        return votes.mean * (truncation / grid.voxel), votes.weight > 0
-    hull = volume.carve(grid, masks)
-    votes = volume.fuse(grid, scans, truncation, hull > -2 * grid.voxel)
-    inside = np.where(votes.weight > 0, votes.mean * truncation, -truncation)
-    field = np.maximum(inside, -np.minimum(hull, truncation)) / grid.voxel
-    return _one_solid(field), None
+    field: volume.Field, masks: volume.Silhouettes, captured: volume.Scan, virtual: volume.Scan, seen: np.ndarray
+) -> np.ndarray:
+    """[X,Y,Z] signed distance in voxels, negative inside: what the masks, the depth maps and the seen extent leave."""
+    voxel, truncation = field.grid.voxel, field.truncation
+    hull = volume.carve(field.grid, masks)
+    worth = hull > -2 * voxel
+    volume.vote(field, captured, worth)
+    volume.vote(field, volume.without_blocked(virtual, field), worth)
+    inside = np.where(field.weight > LEAST_WEIGHT, field.mean * truncation, -truncation)
+    distance = np.maximum(inside, -np.minimum(hull, truncation))
+    if len(seen):
+        distance = np.maximum(distance, volume.limit_to_extent(field.grid, seen) - EXTENT_MARGIN * voxel)
+    return _one_solid(distance / voxel)
 
 
 def _one_solid(field: np.ndarray) -> np.ndarray:

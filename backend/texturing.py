@@ -26,9 +26,10 @@ from trimesh.visual.material import PBRMaterial
 from backend.cameras import Cameras, Views
 from backend.gaussians import SH_C0, Gaussians
 from backend.mesh_render import rasterise, render_mesh
-from backend.meshing import Mesh, cameras_around
+from backend.meshing import Mesh
 from backend.monitor import Monitor, Silent
 from backend.rendering import Rendering, render
+from backend.scans import cameras_around
 from backend.volume import camera_arrays, project
 from blender_addon.atomic_file import replacing
 

@@ -17,6 +17,9 @@ from backend.cameras import Cameras
 BEHIND = 2  # exponent of the fall of a vote's weight behind the surface, where a thin part's other side may be
 SLOPE_LIMIT = 4.0  # depth per pixel over the pixel's own size; steeper neighbours lie across an edge of the shape
 EDGE_COSINE = 0.2  # what a pixel at such an edge counts as
+BLOCKED = -0.3  # truncation lengths: a mean below this is solid
+LOOK_ON = 6.0  # truncation lengths behind a surface in which its other, captured side is looked for
+EXTENT_DIRECTIONS = 134
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,20 @@ class Silhouettes:
 
 @dataclass(frozen=True)
 class Field:
-    """Per voxel the mean of the votes (-1..1, in truncation lengths, positive outside) and their summed weight."""
+    """The votes so far: per voxel the weighted sum of distances in truncation lengths, -1..1, positive outside.
+
+    total, weight   [X,Y,Z] float32, changed in place by `vote`
+    """
 
     grid: Grid
     truncation: float
-    mean: np.ndarray
+    total: np.ndarray
     weight: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[X,Y,Z] float32 in -1..1; 0 where nobody voted."""
+        return np.divide(self.total, self.weight, out=np.zeros_like(self.total), where=self.weight > 0)
 
 
 def silhouettes(alpha: np.ndarray, cameras: Cameras) -> Silhouettes:
@@ -93,20 +104,59 @@ def carve(grid: Grid, masks: Silhouettes) -> np.ndarray:
     return hull
 
 
-def fuse(grid: Grid, scans: list[Scan], truncation: float, worth: np.ndarray) -> Field:
-    """Weighted mean of all depth maps' truncated distances, where `worth` [X,Y,Z] bool is True."""
-    total = np.zeros(grid.shape, dtype=np.float32)
-    weight = np.zeros(grid.shape, dtype=np.float32)
-    for scan in scans:
-        for view in range(len(scan.cameras)):
-            matrix, pixels, orthographic = camera_arrays(scan.cameras, view)
-            maps = _slopes(scan.depth[view], pixels, orthographic)
-            camera = np.concatenate([matrix, pixels])  # [5,4]
-            _vote(
-                total, weight, worth, (grid.origin, grid.voxel), (camera, orthographic), maps, (truncation, scan.trust)
-            )
-    np.divide(total, weight, out=total, where=weight > 0)
-    return Field(grid, truncation, total, weight)
+def empty_field(grid: Grid, truncation: float) -> Field:
+    """No votes yet; `truncation` in scene units."""
+    return Field(grid, truncation, np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32))
+
+
+def vote(field: Field, scan: Scan, worth: np.ndarray) -> None:
+    """Adds the votes of all depth maps of a scan to the field, in the voxels where `worth` [X,Y,Z] bool is True."""
+    placed = (field.grid.origin, field.grid.voxel)
+    for view in range(len(scan.cameras)):
+        matrix, pixels, orthographic = camera_arrays(scan.cameras, view)
+        maps = _slopes(scan.depth[view], pixels, orthographic)
+        camera = (np.concatenate([matrix, pixels]), orthographic)
+        _vote(field.total, field.weight, worth, placed, camera, maps, (field.truncation, scan.trust))
+
+
+def without_blocked(scan: Scan, field: Field) -> Scan:
+    """The scan without the pixels whose ray passes through what the field already takes for solid.
+
+    Such a ray comes to a surface from behind, through a place that was not captured: it would hollow the shape out.
+    """
+    mean, grid = field.mean, field.grid
+    depth = scan.depth.copy()
+    for view in range(len(scan.cameras)):
+        c2w = scan.cameras.c2w[view].detach().cpu().numpy().astype(np.float64)
+        c2w[:3, 3] = (c2w[:3, 3] - grid.origin) / grid.voxel
+        inverse = np.linalg.inv(scan.cameras.Ks[view].detach().cpu().numpy().astype(np.float64))
+        orthographic = bool(scan.cameras.orthographic[view])
+        _drop_blocked(depth[view], mean, (c2w, inverse, orthographic), grid.voxel, field.truncation)
+        dropped = (depth[view] == 0) & (scan.depth[view] != 0)
+        depth[view][ndimage.binary_dilation(dropped, iterations=2)] = 0  # their neighbours only just got through
+    return Scan(scan.cameras, depth, scan.trust)
+
+
+def limit_to_extent(grid: Grid, points: np.ndarray) -> np.ndarray:
+    """[X,Y,Z] float32 signed distance to the common outside of points [P,3], scene units, positive outside.
+
+    The convex hull from EXTENT_DIRECTIONS sides: nothing unseen is thought to stick out of what was seen.
+    """
+    directions = _directions()
+    parts = np.array_split(points, len(points) // 65536 + 1)  # a product of all at once could fill the memory
+    reach = np.max([(part @ directions.T).max(axis=0) for part in parts], axis=0)
+    distance = np.full(grid.shape, -np.inf, dtype=np.float32)
+    _raise_to_planes(distance, grid.origin, grid.voxel, directions, reach)
+    return distance
+
+
+def _directions() -> np.ndarray:
+    """[D,3] the six along the axes and more, evenly spread (Fibonacci)."""
+    steps = np.arange(EXTENT_DIRECTIONS - 6) + 0.5
+    height = 1 - 2 * steps / len(steps)
+    angle, ring = np.pi * (1 + 5**0.5) * steps, np.sqrt(1 - height**2)
+    spread = np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
+    return np.concatenate([np.eye(3), -np.eye(3), spread])
 
 
 def camera_arrays(cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -212,3 +262,60 @@ def _vote(total, weight, worth, placed, camera, maps, limits):
                     vote *= (1 + distance) ** BEHIND
                 total[i, j, k] += vote * min(distance, 1.0)
                 weight[i, j, k] += vote
+
+
+@numba.njit(parallel=True, cache=True)
+def _drop_blocked(depth, mean, camera, voxel, truncation):
+    """Sets depth [H,W] to 0 (unknown) where the ray enters solid, a mean below BLOCKED, too early or from the unknown.
+
+    Too early is more than a voxel before the depth. Some of the way behind it counts too, as the Gaussians of a surface
+    seen from behind lie a little before it. The camera is (c2w with its position in voxels, inverse of K, kind).
+    """
+    c2w, inverse, orthographic = camera
+    height, width = depth.shape
+    size = mean.shape
+    longest = float(np.sqrt(size[0] ** 2 + size[1] ** 2 + size[2] ** 2))
+    for row in numba.prange(height):
+        ray, at, step = np.empty(3), np.empty(3), np.empty(3)
+        for column in range(width):
+            if depth[row, column] == 0:
+                continue
+            for axis in range(3):
+                ray[axis] = inverse[axis, 0] * (column + 0.5) + inverse[axis, 1] * (row + 0.5) + inverse[axis, 2]
+            for axis in range(3):
+                aside = c2w[axis, 0] * ray[0] + c2w[axis, 1] * ray[1]
+                at[axis] = c2w[axis, 3] + (aside / voxel if orthographic else 0.0)
+                step[axis] = c2w[axis, 2] + (0.0 if orthographic else aside)  # planar depth grows by 1 a step
+            length = np.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
+            centre = 0.0
+            for axis in range(3):
+                centre += (0.5 * size[axis] - at[axis]) * step[axis] / length**2
+            start = max(centre - 0.5 * longest / length, 0.0)
+            end = min(centre + 0.5 * longest / length, (depth[row, column] + LOOK_ON * truncation) / voxel)
+            travelled, before = start, 0.0
+            while travelled < end:
+                i = int(np.round(at[0] + travelled * step[0]))
+                j = int(np.round(at[1] + travelled * step[1]))
+                k = int(np.round(at[2] + travelled * step[2]))
+                travelled += 1.0 / length
+                if i < 0 or j < 0 or k < 0 or i >= size[0] or j >= size[1] or k >= size[2]:
+                    continue
+                here = mean[i, j, k]
+                if here < BLOCKED:
+                    if before == 0.0 or travelled < depth[row, column] / voxel - 1.0:
+                        depth[row, column] = 0
+                    break
+                before = here
+
+
+@numba.njit(parallel=True, cache=True)
+def _raise_to_planes(distance, origin, voxel, directions, reach):
+    for i in numba.prange(distance.shape[0]):
+        x = origin[0] + i * voxel
+        for j in range(distance.shape[1]):
+            y = origin[1] + j * voxel
+            for d in range(directions.shape[0]):
+                base = x * directions[d, 0] + y * directions[d, 1] - reach[d]
+                slope = directions[d, 2]
+                for k in range(distance.shape[2]):
+                    distance[i, j, k] = max(distance[i, j, k], base + (origin[2] + k * voxel) * slope)
