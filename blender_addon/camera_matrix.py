@@ -45,8 +45,8 @@ def read_lens(camera: Any, name: str) -> Lens:
     """The lens of a bpy.types.Camera. Raises CaptureError for a kind no straight-line projection can stand for."""
     if camera.type not in ("PERSP", "ORTHO"):
         raise CaptureError(
-            f"The camera {name} is of type {camera.type.capitalize()}: only perspective and orthographic cameras can be "
-            "captured."
+            f"The camera {name} is of type {camera.type.capitalize()}: only perspective and orthographic cameras can "
+            "be captured."
         )
     return Lens(**{field: getattr(camera, field) for field in LENS_FIELDS})
 

@@ -61,10 +61,8 @@ class Stage:
     def _build(self, context: bpy.types.Context, settings: CaptureSettings) -> None:
         source, layer = context.scene, context.view_layer
         rendered = subjects.rendered_objects(layer)
-        subjects.require_something(rendered)
         needs_subject = settings.selected_only or settings.source == "orbit"
-        wanted = needs_subject or bool(subjects.selected_names(layer))
-        self.subject = subjects.choose(layer, rendered) if wanted else set()
+        self.subject = subjects.choose(layer, rendered, required=needs_subject)
         self.frame = render_settings.frame_of(source, settings)
         self._copy_scene(source, layer.name)
         render_settings.configure(self.scene, settings, self.frame)

@@ -71,12 +71,15 @@ def selected_names(layer: bpy.types.ViewLayer) -> set[str]:
     return names
 
 
-def choose(layer: bpy.types.ViewLayer, rendered: Iterable[Rendered]) -> set[str]:
-    """Names of the selected objects that a render shows. Raises CaptureError when there is none, with the reason."""
-    selected = selected_names(layer)
+def choose(layer: bpy.types.ViewLayer, rendered: Iterable[Rendered], *, required: bool) -> set[str]:
+    """Names of the selected objects that a render shows. Raises CaptureError, with the reason, for a scene without any
+    object to render, and, if a selection is required, when there is none."""
     visible = {item.object.name for item in rendered if has_surface(item.object) and not item.object.hide_render}
     if not visible:
         raise CaptureError("The scene has nothing to render: add an object, or switch its collection on in renders.")
+    selected = selected_names(layer)
+    if not required:
+        return selected & visible
     with_surface = sorted(name for name in selected if has_surface(bpy.data.objects[name]))
     if not with_surface:
         raise CaptureError("Nothing is selected that a render shows: select the object to capture.")
@@ -86,12 +89,6 @@ def choose(layer: bpy.types.ViewLayer, rendered: Iterable[Rendered]) -> set[str]
             "collections in the Outliner."
         )
     return selected & visible
-
-
-def require_something(rendered: Iterable[Rendered]) -> None:
-    """Raises CaptureError for a scene without any object to render."""
-    if not any(has_surface(item.object) and not item.object.hide_render for item in rendered):
-        raise CaptureError("The scene has nothing to render: add an object, or switch its collection on in renders.")
 
 
 def bounding_sphere(depsgraph: bpy.types.Depsgraph, names: set[str]) -> orbit.Sphere:
