@@ -1,0 +1,111 @@
+"""What one press of Generate asks for, as plain values: from the panel, the command line or a script alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from . import protocol
+from .views import CapturedViews, CaptureError, CaptureSettings
+
+Output = Literal["splats", "mesh", "both"]
+
+SMALLEST_FACES, LARGEST_FACES = 100, 2_000_000
+TEXTURE_SIZES = (256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Views in, results out.
+
+    capture       what to render; of no use when `transforms` is given
+    transforms    a transforms.json with pictures, instead of rendering
+    model         a family the backend offers; `fit` optimises for this scene
+    weights       a checkpoint's name or path; empty: the model's default
+    steps         optimisation steps of `fit`; 0: the default for the views
+    refine        fit steps after a network
+    max_splats    0: the default
+    output        what joins the scene. A mesh is made from splats, so both cost the same
+    faces         target face count of the mesh
+    texture_size  pixels of the texture's side
+    name          of the result; empty: after the captured object
+    """
+
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    transforms: Path | None = None
+    model: str = "fit"
+    weights: str = ""
+    steps: int = 0
+    refine: int = 0
+    max_splats: int = 0
+    output: Output = "splats"
+    faces: int = 20_000
+    texture_size: int = 1024
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "steps": (self.steps, 0, 1_000_000),
+            "refine": (self.refine, 0, 1_000_000),
+            "splat limit": (self.max_splats, 0, 100_000_000),
+            "face count": (self.faces, SMALLEST_FACES, LARGEST_FACES),
+            "texture size": (self.texture_size, TEXTURE_SIZES[0], TEXTURE_SIZES[-1]),
+        }
+        for label, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise CaptureError(f"The {label} must lie between {low} and {high}, found {value}.")
+
+    @property
+    def source(self) -> str:
+        return "files" if self.transforms is not None else self.capture.source
+
+    @property
+    def wants_mesh(self) -> bool:
+        return self.output != "splats"
+
+    def request(self, views: CapturedViews) -> protocol.Reconstruct:
+        """The message for the backend; the session gives it its job id."""
+        return protocol.Reconstruct(
+            job_id="",
+            images=views.images,
+            c2w=views.c2w,
+            Ks=views.Ks,
+            orthographic=views.orthographic,
+            depth=views.depth,
+            mesh=self.wants_mesh,
+            **{name: getattr(self, name) for name in SENT},
+        )
+
+    def recipe(self, cameras: dict[str, Any], report: dict[str, Any], times: dict[str, float]) -> dict[str, Any]:
+        """What the result remembers: enough to make it again and to say how good it is. JSON values only."""
+        settings = {name: getattr(self, name) for name in SETTINGS} | {"capture": asdict(self.capture)}
+        return {
+            "source": self.source if self.transforms is None else str(self.transforms),
+            "cameras": cameras,
+            "model": self.model,
+            "settings": settings,
+            "seed": self.seed,
+            "weight_hash": report.get("weight_hash", ""),
+            "times": times,
+            "psnr": report.get("psnr"),
+            "report": report,
+        }
+
+
+def cameras_of(views: CapturedViews) -> dict[str, Any]:
+    """The views' cameras as JSON values, OpenCV axes, and the engine that rendered them."""
+    return {
+        "c2w": [[[round(value, 6) for value in row] for row in matrix] for matrix in views.c2w.tolist()],
+        "Ks": [[[round(value, 4) for value in row] for row in matrix] for matrix in views.Ks.tolist()],
+        "orthographic": views.orthographic.tolist(),
+        "size": [views.width, views.height],
+        "names": list(views.names),
+        "engine": views.engine,
+    }
+
+
+SETTINGS = ("weights", "steps", "refine", "max_splats", "output", "faces", "texture_size", "device")
+SENT = ("model", "weights", "steps", "refine", "max_splats", "faces", "texture_size", "device", "seed")

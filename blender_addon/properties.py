@@ -1,0 +1,191 @@
+"""What the panel lets a user choose. It is saved with the Scene, so nothing here is secret and nothing runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bpy
+import numpy as np
+from bpy.props import (
+    BoolProperty,
+    EnumProperty,
+    FloatProperty,
+    IntProperty,
+    StringProperty,
+)
+
+from .order import LARGEST_FACES, SMALLEST_FACES, TEXTURE_SIZES, Order
+from .views import CaptureSettings
+
+SOURCES = (
+    ("ORBIT", "Orbit Selection", "New cameras around the selected objects", "CON_FOLLOWTRACK", 0),
+    ("CAMERAS", "Scene Cameras", "The cameras of the scene", "OUTLINER_OB_CAMERA", 1),
+    ("ANIMATION", "Animated Camera", "The active camera over a range of frames", "CAMERA_DATA", 2),
+    ("VIEWPORT", "Viewport", "What this 3D viewport shows, and an orbit that starts there", "VIEW3D", 3),
+    ("FILES", "Image Files", "Pictures and cameras named by a transforms.json", "FILE_IMAGE", 4),
+)
+# Each family that can ever be offered keeps its number, since the .blend stores the number.
+MODELS = {
+    "fit": ("fit", "Fit (per scene)", "Optimise the splats for exactly these views; needs no weights", 0),
+    "grm": ("grm", "GRM", "One pass of the GRM network", 1),
+    "lgm": ("lgm", "LGM", "One pass of the LGM network", 2),
+    "long_lrm": ("long_lrm", "Long-LRM", "One pass of the Long-LRM network, for whole scenes", 3),
+    "lrm": ("lrm", "LRM", "One pass of the LRM network, by way of a triplane", 4),
+}
+QUALITIES = (
+    ("PREVIEW", "Preview", "Small pictures, few samples, a short fit: to see whether the views are right"),
+    ("STANDARD", "Standard", "A good result in minutes"),
+    ("FINAL", "Final", "Large pictures, the scene's own samples, a long fit"),
+)
+OUTPUTS = (
+    ("SPLATS", "Splats", "Gaussian splats: the look of the pictures from all sides"),
+    ("MESH", "Mesh", "A closed mesh with a UV map and a baked texture"),
+    ("BOTH", "Both", "Splats and mesh as two faces of one result"),
+)
+# Share of the default number of optimisation steps; 1 asks the backend for its default
+FIT_STEPS = {"PREVIEW": 120, "STANDARD": 0, "FINAL": 2000}
+RESOLUTIONS = {"PREVIEW": 256, "STANDARD": 512, "FINAL": 768}
+
+
+def model_items(_self: Any, _context: bpy.types.Context | None) -> list[tuple[str, str, str, int]]:
+    """The families this backend offers; `fit` before any backend has answered."""
+    from .studio import offered_models
+
+    return [MODELS[name] for name in offered_models() if name in MODELS]
+
+
+class GaussmithSettings(bpy.types.PropertyGroup):
+    """Hung on Scene as `gaussmith`."""
+
+    source: EnumProperty(name="Source", description="Where the views come from", items=SOURCES)  # type: ignore[valid-type]
+    transforms: StringProperty(  # type: ignore[valid-type]
+        name="Cameras File",
+        description="A transforms.json beside its pictures, as NeRF tools write it",
+        subtype="FILE_PATH",
+    )
+    model: EnumProperty(name="Model", description="What turns the views into splats", items=model_items)  # type: ignore[valid-type]
+    quality: EnumProperty(  # type: ignore[valid-type]
+        name="Quality", description="How much care and time to spend", items=QUALITIES, default="STANDARD"
+    )
+    output: EnumProperty(name="Output", description="What joins the scene", items=OUTPUTS)  # type: ignore[valid-type]
+
+    count: IntProperty(  # type: ignore[valid-type]
+        name="Views", description="How many pictures to take", default=24, min=4, max=64
+    )
+    use_elevations: BoolProperty(  # type: ignore[valid-type]
+        name="Choose Elevations",
+        description="Set the heights of the orbit's cameras instead of leaving them to the count",
+    )
+    elevation_low: FloatProperty(  # type: ignore[valid-type]
+        name="Lowest", description="Elevation of the lowest cameras in degrees", default=-10, min=-90, max=90
+    )
+    elevation_high: FloatProperty(  # type: ignore[valid-type]
+        name="Highest", description="Elevation of the highest cameras in degrees", default=50, min=-90, max=90
+    )
+    rings: IntProperty(
+        name="Rings", description="How many elevations the cameras take in turn", default=3, min=1, max=8
+    )  # type: ignore[valid-type]
+    distance: FloatProperty(  # type: ignore[valid-type]
+        name="Distance",
+        description="How far the cameras stand; at 1 the object's bounding sphere just fits the picture",
+        default=1.1,
+        min=0.01,
+        max=100,
+        soft_max=4,
+    )
+    lens: FloatProperty(  # type: ignore[valid-type]
+        name="Lens", description="Focal length of the orbit's cameras in millimetres", default=50, min=1, max=5000
+    )
+    use_resolution: BoolProperty(  # type: ignore[valid-type]
+        name="Choose Resolution", description="Set the size of the pictures instead of leaving it to the quality"
+    )
+    resolution: IntProperty(  # type: ignore[valid-type]
+        name="Resolution", description="Pixels of the pictures' longest side", default=512, min=4, max=8192
+    )
+    depth: BoolProperty(  # type: ignore[valid-type]
+        name="Depth", description="Also take the distance of the surface: a better start for the fit", default=True
+    )
+    cameras: EnumProperty(  # type: ignore[valid-type]
+        name="Cameras",
+        description="Which of the scene's cameras to use",
+        items=(("ALL", "All", "Every camera of the scene"), ("SELECTED", "Selected", "The selected cameras")),
+    )
+    selected_only: BoolProperty(  # type: ignore[valid-type]
+        name="Selected Only", description="Capture the selected objects and their children alone", default=True
+    )
+    others: EnumProperty(  # type: ignore[valid-type]
+        name="Others",
+        description="What becomes of the rest of the scene",
+        items=(
+            ("HIDDEN", "Hidden", "The rest is not there: no shadow, no reflection of it"),
+            ("HOLDOUT", "Holdout", "The rest is cut out of the picture but still casts light and shadow"),
+        ),
+    )
+    frame_start: IntProperty(name="First Frame", description="First frame of the animation to use", default=1)  # type: ignore[valid-type]
+    frame_end: IntProperty(name="Last Frame", description="Last frame of the animation to use", default=24)  # type: ignore[valid-type]
+    frame_step: IntProperty(name="Frame Step", description="Frames from one view to the next", default=1, min=1)  # type: ignore[valid-type]
+
+    use_steps: BoolProperty(  # type: ignore[valid-type]
+        name="Choose Steps", description="Set the length of the fit instead of leaving it to the quality"
+    )
+    steps: IntProperty(  # type: ignore[valid-type]
+        name="Steps", description="Optimisation steps of the fit", default=600, min=1, max=1_000_000, soft_max=10_000
+    )
+    max_splats: IntProperty(  # type: ignore[valid-type]
+        name="Splat Limit", description="At most so many splats; 0 leaves it to the model", min=0, max=100_000_000
+    )
+    refine: IntProperty(  # type: ignore[valid-type]
+        name="Refine", description="Steps of fit after a network's pass", min=0, max=1_000_000, soft_max=1000
+    )
+    faces: IntProperty(  # type: ignore[valid-type]
+        name="Faces", description="Target face count of the mesh", default=20_000, min=SMALLEST_FACES, max=LARGEST_FACES
+    )
+    texture_size: EnumProperty(  # type: ignore[valid-type]
+        name="Texture",
+        description="Pixels of the baked texture's side",
+        items=tuple((str(size), f"{size} px", "") for size in TEXTURE_SIZES),
+        default="1024",
+    )
+    seed: IntProperty(name="Seed", description="The same seed and views give the same result", min=0)  # type: ignore[valid-type]
+
+    last_result: StringProperty(name="Last Result", description="Name of the newest result's empty")  # type: ignore[valid-type]
+
+
+def capture_settings(chosen: GaussmithSettings) -> CaptureSettings:
+    """Raises CaptureError for values that make no sense together."""
+    elevations: tuple[float, ...] = ()
+    if chosen.use_elevations:
+        elevations = tuple(np.linspace(chosen.elevation_low, chosen.elevation_high, chosen.rings).tolist())
+    return CaptureSettings(
+        source="orbit" if chosen.source == "FILES" else chosen.source.lower(),  # type: ignore[arg-type]
+        count=chosen.count,
+        elevations=elevations,
+        distance=chosen.distance,
+        lens=chosen.lens,
+        resolution=chosen.resolution if chosen.use_resolution else RESOLUTIONS[chosen.quality],
+        depth=chosen.depth,
+        quality=chosen.quality.lower(),  # type: ignore[arg-type]
+        cameras=chosen.cameras.lower(),  # type: ignore[arg-type]
+        selected_only=chosen.selected_only,
+        others=chosen.others.lower(),  # type: ignore[arg-type]
+        frames=(chosen.frame_start, chosen.frame_end, chosen.frame_step),
+    )
+
+
+def order(chosen: GaussmithSettings, device: str) -> Order:
+    """What the panel's values ask for, read once when Generate is pressed. Raises CaptureError."""
+    transforms = Path(bpy.path.abspath(chosen.transforms)) if chosen.source == "FILES" else None
+    return Order(
+        capture=capture_settings(chosen),
+        transforms=transforms,
+        model=chosen.model or "fit",
+        steps=chosen.steps if chosen.use_steps else FIT_STEPS[chosen.quality],
+        refine=chosen.refine,
+        max_splats=chosen.max_splats,
+        output=chosen.output.lower(),  # type: ignore[arg-type]
+        faces=chosen.faces,
+        texture_size=int(chosen.texture_size),
+        device=device,  # type: ignore[arg-type]
+        seed=chosen.seed,
+    )

@@ -1,0 +1,183 @@
+"""Runs beside Blender on the virtual screen: uses the mouse like a person and takes pictures. Standard library only.
+
+    python3 drive_window.py OUT SCENE.blend BACKEND_PYTHON
+
+Writes OUT/*.png and OUT/window.json; leaves with 1 and a sentence when a step does not happen in time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+QUICK = {
+    "count": 8,
+    "use_resolution": True,
+    "resolution": 128,
+    "use_steps": True,
+    "steps": 150,
+    "output": "BOTH",
+    "faces": 3000,
+}
+LONG = {"steps": 20_000}
+TABS_WIDTH = 20  # pixels of the strip of tabs at the sidebar's right edge
+USUAL_HEIGHT = 24  # pixels; Generate and Cancel are taller
+
+
+class Window:
+    def __init__(self, out: Path, process: subprocess.Popen[bytes]) -> None:
+        self.out = out
+        self.process = process
+        self.pictures: list[str] = []
+
+    def state(self) -> dict[str, Any]:
+        if self.process.poll() is not None:
+            raise SystemExit(f"Blender ended with exit status {self.process.returncode}")
+        try:
+            return json.loads((self.out / "state.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def until(self, what: str, holds: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            state = self.state()
+            if state and holds(state):
+                return state
+            time.sleep(0.1)
+        self.picture("failed")
+        raise SystemExit(f"{what} did not happen within {seconds:g} s; the last state was {self.state()}")
+
+    def picture(self, name: str) -> None:
+        self.pictures.append(f"{name}.png")
+        subprocess.run(["import", "-window", "root", str(self.out / f"{name}.png")], check=True)
+
+    def move(self, x: float, y: float) -> None:
+        subprocess.run(["xdotool", "mousemove", str(round(x)), str(round(y))], check=True)
+
+    def click(self) -> None:
+        subprocess.run(["xdotool", "sleep", "0.3", "click", "1", "sleep", "0.3"], check=True)
+
+    def open_tab(self, name: str) -> None:
+        """Clicks the sidebar's tabs from the top until the right one is shown."""
+        x, y, width, height = self.state()["sidebar"]
+        for row in range(y + 30, y + height, 40):
+            self.move(x + width - TABS_WIDTH / 2, row)
+            self.click()
+            if self.state()["category"] == name:
+                return
+        raise SystemExit(f"the sidebar has no tab {name}")
+
+    def press(self) -> None:
+        """Clicks the panel's one tall button: Generate, or Cancel while a run is in progress."""
+        x, y, width, height = self.state()["sidebar"]
+        self.move(x + width / 2, y + height - 5)  # away from the buttons, so that none is lit
+        time.sleep(0.5)
+        place = tall_button(self.screen(x, y, width // 2, height), width // 2, tuple(self.state()["button_colour"]))
+        if place is None:
+            self.picture("failed")
+            raise SystemExit("the panel shows no tall button")
+        self.move(x + place[0], y + place[1])
+        self.click()
+
+    def screen(self, x: int, y: int, width: int, height: int) -> bytes:
+        """A part of the screen, three bytes a pixel, row by row."""
+        part = ["-window", "root", "-crop", f"{width}x{height}+{x}+{y}", "-depth", "8", "rgb:-"]
+        return subprocess.run(["import", *part], check=True, capture_output=True).stdout
+
+
+def tall_button(pixels: bytes, width: int, colour: tuple[int, ...]) -> tuple[int, int] | None:
+    """Where the longest run of the colour down any column has its middle, if a button of usual height is shorter."""
+    rows = len(pixels) // (3 * width)
+    best, place = USUAL_HEIGHT, None
+    for x in range(width // 8, width, 4):
+        run = 0
+        for y in range(rows):
+            pixel = pixels[3 * (y * width + x) : 3 * (y * width + x) + 3]
+            run = run + 1 if all(abs(a - b) <= 3 for a, b in zip(pixel, colour, strict=True)) else 0
+            if run > best:
+                best, place = run, (x, y - run // 2)
+    return place
+
+
+def use(window: Window) -> dict[str, Any]:
+    window.until("the panel", lambda state: True, 30)
+    window.open_tab("Gaussmith")
+    time.sleep(1)
+    window.picture("1_panel")
+    before = window.state()["objects"]
+    window.press()
+    fractions, labels = watch(window)
+    done = window.state()
+    time.sleep(1)
+    window.picture("4_result")
+    added = sorted(set(done["objects"]) - set(before))
+    cancel_seconds = cancel_another(window)
+    window.picture("6_cancelled")
+    return {
+        **{"added": added, "fractions": fractions, "labels": labels, "cancel_seconds": cancel_seconds},
+        **{"figures": window.state()["figures"], "after_cancel": window.state()["objects"] == done["objects"]},
+    }
+
+
+def watch(window: Window) -> tuple[list[float], list[str]]:
+    """Follows the run to its end, with a picture of the capture and one of the bar."""
+    window.until("the run", lambda state: state.get("phase") == "CAPTURING", 10)
+    window.picture("2_capturing")
+    fractions, labels, pictured = [], [], False
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        state = window.state()
+        phase, fraction = state["phase"], state["fraction"]
+        fractions += [fraction] if phase == "RECONSTRUCTING" and fraction not in fractions else []
+        labels += [state["label"]] if state["label"] not in labels else []
+        if phase == "RECONSTRUCTING" and fraction > 0.3 and not pictured:
+            window.picture("3_progress")
+            pictured = True
+        if phase in ("DONE", "FAILED", "CANCELLED"):
+            break
+        time.sleep(0.1)
+    if window.state()["phase"] != "DONE":
+        window.picture("failed")
+        raise SystemExit(f"the run ended as {window.state()['phase']}: {window.state()['problem']}")
+    return fractions, labels
+
+
+def cancel_another(window: Window) -> float:
+    """Starts a long run and cancels it with the mouse; the seconds until the backend was free again."""
+    (window.out / "settings.json").write_text(json.dumps(QUICK | LONG))
+    window.press()
+    window.until("the second run", lambda state: state["phase"] == "RECONSTRUCTING" and state["fraction"] > 0.02, 120)
+    window.picture("5_second_run")
+    window.press()
+    began = time.monotonic()
+    window.until("the cancel", lambda state: state["phase"] == "CANCELLED" and state["backend"] == "ready", 10)
+    return time.monotonic() - began
+
+
+def main() -> None:
+    out, scene, python = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    (out / "settings.json").write_text(json.dumps(QUICK))
+    arguments = ["--gpu-backend", "opengl", "--window-geometry", "0", "0", "1600", "1000", scene]
+    script = ["-P", str(HERE / "inside_window.py"), "--", str(out / "state.json"), str(out / "settings.json")]
+    with (out / "window.log").open("wb") as log:
+        blender = subprocess.Popen(
+            ["blender", *arguments, *script], stdout=log, stderr=log, env=os.environ | {"GAUSSMITH_PYTHON": python}
+        )
+        try:
+            found = use(Window(out, blender))
+        finally:
+            blender.terminate()
+            blender.wait(20)
+    (out / "window.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Runs inside an open Blender: opens the sidebar, chooses small settings, and writes to a file what the window shows.
+
+blender ... -P inside_window.py -- STATE.json SETTINGS.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+STATE, SETTINGS = (Path(name) for name in sys.argv[sys.argv.index("--") + 1 :][:2])
+PACKAGE = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".gaussmith"))
+studio = importlib.import_module(f"{PACKAGE}.blender_addon.studio")
+
+
+def sidebar() -> tuple[bpy.types.Area, bpy.types.Region]:
+    area = next(area for area in bpy.context.window_manager.windows[0].screen.areas if area.type == "VIEW_3D")
+    return area, next(region for region in area.regions if region.type == "UI")
+
+
+def button_colour() -> list[int]:
+    """What the theme paints buttons with, 0..255."""
+    theme = bpy.context.preferences.themes[0].user_interface.wcol_tool
+    return [round(255 * value) for value in theme.inner[:3]]
+
+
+def state() -> dict[str, Any]:
+    area, region = sidebar()
+    window, running = bpy.context.window_manager.windows[0], studio.current()
+    run = running.generation
+    found: dict[str, Any] = {
+        "sidebar": [region.x, window.height - region.y - region.height, region.width, region.height],
+        "category": getattr(region, "active_panel_category", ""),
+        "button_colour": button_colour(),
+        "problem": running.problem.sentence if running.problem else "",
+        "backend": running.session.state.value,
+        "objects": sorted(item.name for item in bpy.context.scene.objects),
+        "last_result": bpy.context.scene.gaussmith.last_result,
+        "figures": vars(running.figures),
+    }
+    if run is not None:
+        found |= {"phase": run.phase, "label": run.label, "fraction": run.fraction, "seconds_left": run.seconds_left}
+    return found
+
+
+def write_state() -> float:
+    part = STATE.with_suffix(".part")
+    part.write_text(json.dumps(state()))
+    part.replace(STATE)
+    apply_settings()
+    return 0.1
+
+
+def apply_settings() -> None:
+    """What the file asks for now; nothing while it is being written."""
+    try:
+        wanted = json.loads(SETTINGS.read_text())
+    except json.JSONDecodeError:
+        return
+    chosen = bpy.context.scene.gaussmith
+    for name, value in wanted.items():
+        if getattr(chosen, name) != value:
+            setattr(chosen, name, value)
+
+
+def prepare() -> None:
+    area, _ = sidebar()
+    area.spaces[0].show_region_ui = True
+    area.spaces[0].shading.type = "MATERIAL"
+    bpy.app.timers.register(write_state, first_interval=1, persistent=True)
+
+
+bpy.context.preferences.view.show_splash = False
+bpy.app.timers.register(prepare, first_interval=2, persistent=True)
