@@ -46,7 +46,6 @@ def clean_environment(environment: Mapping[str, str], cache: Path) -> dict[str, 
         "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPYCACHEPREFIX": str(cache / "pycache"),
         "NUMBA_CACHE_DIR": str(cache / "numba"),
         "OMP_WAIT_POLICY": "passive",  # threads that wait for work must not take the cores from Blender
     }

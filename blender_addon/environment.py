@@ -316,5 +316,5 @@ def _problem(python: Path, told: dict[str, Any]) -> str:
     if missing:
         return f"{python} lacks {', '.join(missing)}. Install them there, or press Set Up Backend."
     if told["protocol"] != protocol.VERSION:
-        return f"{python} finds another copy of this program, of protocol {told['protocol']} instead of {protocol.VERSION}."
+        return f"{python} finds another copy of this program (protocol {told['protocol']}, not {protocol.VERSION})."
     return ""
