@@ -215,7 +215,7 @@ def _normalised(quats: np.ndarray) -> np.ndarray:
 
 def _check_finite(splats: SplatArrays, where: str) -> None:
     for name, values in splats._asdict().items():
-        good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if not good.all():
             first = int(np.argmin(good))
             raise PlyError(f"{where}: {int((~good).sum())} splats have {name} that are not finite, first splat {first}")
@@ -262,6 +262,6 @@ def _deactivate(splats: SplatArrays) -> np.ndarray:
     chance = np.clip(splats.opacities.astype(np.float64), OPACITY_MARGIN, 1 - OPACITY_MARGIN)
     logits = np.log(chance / (1 - chance))
     logs = np.log(np.maximum(splats.scales.astype(np.float64), SMALLEST_SCALE))
-    rest = splats.sh[:, 1:].transpose(0, 2, 1).reshape(count, -1)
+    rest = splats.sh[:, 1:].transpose(0, 2, 1).reshape(count, 3 * (splats.sh.shape[1] - 1))
     columns = [splats.means, splats.sh[:, 0], rest, logits[:, None], logs, splats.quats]
     return np.concatenate(columns, axis=1).astype("<f4")
