@@ -68,7 +68,7 @@ def assemble(
         part[ROLE] = role
         adopt(empty, part)
     empty[RECIPE] = json.dumps(recipe, sort_keys=True)
-    show(empty, parts[0][1])
+    show(empty, "SPLATS" if splats is not None else "MESH")
     return empty
 
 

@@ -8,12 +8,17 @@ the peak of the Gaussian along the ray. Nothing here knows a camera, so reflecti
     o_i = row_i . P + offset_i      d_i = row_i . I                      P, I in the object's space
 
 Three faces stand in for a splat, one across each of its axes; a ray uses the one it meets most squarely (in the
-whitened frame), so that every ray meets a splat once, near the peak, and sorts there. Emission alone: captured light is in the
-colour already. Emission is not sampled as a light, or Cycles would build a tree of a million lamps.
+whitened frame), so that every ray meets a splat once, near the peak, and sorts there. Emission
+alone: captured light is in the colour already. Emission is not sampled as a light, or Cycles would build a tree of a
+million lamps.
+
+Cycles follows a ray through as many clear faces as the scene's Transparent bounces say (8 by default) and then stops
+in black. So the last face it will look at counts as solid: the scene's setting, read by a driver, says which that is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import bpy
@@ -30,23 +35,37 @@ AXIS = "gs_axis"  # vector: 1 for the axis this face stands across; zero on soli
 FACES = "gs_faces"  # vector: 1 for each axis that has a face
 HARMONIC = "gs_sh_"  # vector: one coefficient
 
+BOUNCES_PATH = "cycles.transparent_max_bounces"
+DEFAULT_BOUNCES = 8  # Cycles' own default
+CLOSING = 100.0  # opacities from 1/100 on turn solid on the last face: all that the node group draws
+
 SH_C0 = 0.28209479177387814
 SH_C1 = 0.4886025119029199
 
 
 def ensure(bases: int) -> bpy.types.Material:
     """The material for splats of `bases` harmonic coefficients (1, 4, 9 or 16); one for all objects alike."""
-    degree = int(bases**0.5) - 1
-    name = NAME if degree == 0 else f"{NAME} SH{degree}"
-    material = bpy.data.materials.get(name)
-    if material is None or material.get(VERSION_KEY) != VERSION:
-        material = material or bpy.data.materials.new(name)
-        _build(material, degree)
-        material[VERSION_KEY] = VERSION
-    return material
+    for _ in ensure_slices(bases):
+        pass
+    return bpy.data.materials[_name(bases)]
 
 
-def _build(material: bpy.types.Material, degree: int) -> None:
+def ensure_slices(bases: int) -> Iterator[None]:
+    """Makes the material where it is missing, a part at a time; see splat_nodes.ensure_slices."""
+    material = bpy.data.materials.get(_name(bases))
+    if material is not None and material.get(VERSION_KEY) == VERSION:
+        return
+    material = material or bpy.data.materials.new(_name(bases))
+    yield
+    yield from _build(material, int(bases**0.5) - 1)
+    material[VERSION_KEY] = VERSION
+
+
+def _name(bases: int) -> str:
+    return NAME if bases == 1 else f"{NAME} SH{int(bases**0.5) - 1}"
+
+
+def _build(material: bpy.types.Material, degree: int) -> Iterator[None]:
     if material.node_tree is None:  # before 5.0 a new material has none
         material.use_nodes = True
     material.surface_render_method = "DITHERED"
@@ -57,9 +76,12 @@ def _build(material: bpy.types.Material, degree: int) -> None:
     tree.nodes.clear()
     graph = NodeGraph(tree)
     base = graph.add("ShaderNodeAttribute", attribute_name=COLOUR)
-    direction, alpha = _alpha(graph, base)
-    colour = _linear(graph, _captured_colour(graph, base, direction, degree))
-    emission = graph.add("ShaderNodeEmission", {"Color": colour})
+    eye, alpha = _alpha(graph, base)
+    alpha = graph.math("MULTIPLY", alpha, _closing(graph), clamp=True)
+    yield
+    captured = yield from _captured_colour(graph, base, eye, degree)
+    emission = graph.add("ShaderNodeEmission", {"Color": _linear(graph, captured)})
+    yield
     clear = graph.add("ShaderNodeBsdfTransparent")
     mix = graph.add("ShaderNodeMixShader")
     factor, below, above = mix.inputs
@@ -68,6 +90,24 @@ def _build(material: bpy.types.Material, degree: int) -> None:
     graph.feed(above, emission.outputs["Emission"])
     graph.add("ShaderNodeOutputMaterial", {"Surface": mix.outputs["Shader"]})
     graph.arrange()
+
+
+def _closing(graph: NodeGraph) -> Any:
+    """1, and on the last face that Cycles will look at, so much that the face turns solid."""
+    depth = graph.add("ShaderNodeLightPath").outputs["Transparent Depth"]
+    limit = graph.add("ShaderNodeValue", label="Transparent Bounces of the Scene").outputs["Value"]
+    limit.default_value = DEFAULT_BOUNCES
+    driver = limit.driver_add("default_value").driver
+    driver.type = "SUM"
+    variable = driver.variables.new()
+    variable.type = "CONTEXT_PROP"
+    target = variable.targets[0]
+    target.context_property = "ACTIVE_SCENE"
+    target.data_path = BOUNCES_PATH
+    target.use_fallback_value = True  # where Cycles is switched off
+    target.fallback_value = DEFAULT_BOUNCES
+    last = graph.math("GREATER_THAN", depth, graph.math("SUBTRACT", limit, 1.5))
+    return graph.math("MULTIPLY_ADD", last, CLOSING - 1, 1.0)
 
 
 def _alpha(graph: NodeGraph, base: Any) -> tuple[Any, Any]:
@@ -104,12 +144,16 @@ def _squarest(graph: NodeGraph, direction: Any) -> Any:
     return graph.math("GREATER_THAN", mine, graph.math("MULTIPLY_ADD", best, 1 - 1e-5, -1e-12))
 
 
-def _captured_colour(graph: NodeGraph, base: Any, eye: Any, degree: int) -> Any:
+def _captured_colour(graph: NodeGraph, base: Any, eye: Any, degree: int) -> Generator[None, None, Any]:
     """sRGB as captured, 0 or more: 0.5 + the harmonics' sum at the viewing direction."""
     total = graph.vector("MULTIPLY_ADD", base.outputs["Vector"], (SH_C0,) * 3, (0.5,) * 3)
-    for index, weight in enumerate(_harmonics(graph, eye, degree)):
+    weights = _harmonics(graph, eye, degree)
+    yield
+    for index, weight in enumerate(weights):
         coefficient = graph.add("ShaderNodeAttribute", attribute_name=f"{HARMONIC}{index}").outputs["Vector"]
         total = graph.vector("ADD", total, graph.vector("SCALE", coefficient, weight))
+        if index % 3 == 2:
+            yield
     return graph.vector("MAXIMUM", total, (0.0, 0.0, 0.0))
 
 

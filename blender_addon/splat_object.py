@@ -194,6 +194,8 @@ def _dress(item: bpy.types.Object, bases: int) -> Iterator[None]:
         return
     yield from splat_nodes.ensure_slices(bases)
     yield
+    yield from splat_material.ensure_slices(bases)
+    yield
     material = splat_material.ensure(bases)
     points.materials.append(material)
     yield
