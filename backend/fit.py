@@ -11,20 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend import initialise, losses
+from backend import losses
 from backend.cameras import Cameras, Views
+from backend.densify import Growth, GrowthConfig, grow, is_due
 from backend.gaussians import Gaussians
-from backend.hull import NothingSeen, common_box
+from backend.hull import NothingSeen
 from backend.metrics import over, psnr
 from backend.monitor import Monitor, Silent
-from backend.radiance_grid import GridConfig, Level, RadianceGrid, fit_grid, resolution_for
 from backend.rendering import render
-from backend.scans import cameras_around
 from backend.splat_adam import LearningRates, SplatAdam
+from backend.starts import Start, Wishes, choose_start
 
 __all__ = ["FitConfig", "FitResult", "NothingSeen", "fit"]
 
 PREVIEW_SECONDS = 1.0
+OFFER_EVERY = 20  # steps between two looks at whether the Gaussians are the best so far
+GROWTH_ROOM = {
+    "depth": 1.3,
+    "hull": 1.2,
+    "gaussians": 1.3,
+    "plane_sweep": 1.7,
+    "random": 3.0,
+}  # times the start's splats
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class FitConfig:
     dreamed_every  one step in so many looks at one of those instead of an input
     prune_opacity  splats below this are removed
     prune_every    steps between removals
+    growth         when and how far the set of splats grows
     """
 
     steps: int = 0
@@ -71,6 +80,7 @@ class FitConfig:
     dreamed_every: int = 2
     prune_opacity: float = 0.01
     prune_every: int = 100
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,6 @@ class FitResult:
     start: str
     size: tuple[int, int] = (0, 0)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Gaussians to begin with, where they come from, and views that the start imagines between the given ones."""
-
-    gaussians: Gaussians
-    kind: str
-    dreamed: tuple[Views, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def fit(
     check(views)
     clock = time.perf_counter()
     reduced = reduce_views(views, config.longest_side)
-    start = choose_start(reduced, config, initial, monitor)
+    degree = config.sh_degree if config.sh_degree >= 0 else int(len(views) >= config.harmonics_from)
+    start = choose_start(reduced, initial, Wishes(config.max_splats, degree, config.seed), monitor)
     started = time.perf_counter()
     frame = frame_of(start.gaussians)
     run = _Run(frame.views(reduced), start, frame, config)
@@ -202,48 +204,6 @@ def _reduced_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1)
     small = F.adaptive_avg_pool2d(premultiplied.permute(2, 0, 1)[None], size)[0].permute(1, 2, 0)
     return torch.cat([small[..., :3] / small[..., 3:].clamp_min(1e-6), small[..., 3:]], dim=-1).clamp(0, 1)
-
-
-def choose_start(views: Views, config: FitConfig, initial: Gaussians | None, monitor: Monitor) -> Start:
-    """What to begin with, in the order of how much it says about the scene."""
-    degree = config.sh_degree if config.sh_degree >= 0 else int(len(views) >= config.harmonics_from)
-    if initial is not None and len(initial) > 0:
-        return Start(initial.detach(), "gaussians")
-    if views.has_alpha and not bool((views.images[..., 3] > 0.5).any()):
-        raise NothingSeen("The views are fully transparent: no camera sees the object.")
-    if views.depth is not None and bool((views.depth > 0).any()):
-        surfels = initialise.surfels_of_depth(views, config.max_splats or 60_000)
-        if len(surfels):
-            return Start(initialise.splats_on(surfels, 0.9, degree), "depth")
-    if views.has_alpha:
-        return _start_of_masks(views, config, degree, monitor)
-    generator = torch.Generator().manual_seed(config.seed)
-    surfels = initialise.surfels_in_view(views, config.max_splats or 40_000, generator)
-    return Start(initialise.splats_on(surfels, 0.3, degree), "random")
-
-
-def _start_of_masks(views: Views, config: FitConfig, degree: int, monitor: Monitor) -> Start:
-    """A radiance grid in the visual hull, splats on its surface, and its pictures from all around."""
-
-    def advance(step: int, total: int) -> bool:
-        monitor.progress("shape", step, total)
-        return monitor.finish_early()
-
-    finest = resolution_for(views)
-    levels = tuple(Level(max(8, round(finest * share)), steps) for share, steps in ((1 / 3, 100), (2 / 3, 80), (1, 60)))
-    fitted = fit_grid(views, GridConfig(levels=levels), np.random.default_rng(config.seed), advance)
-    others = _views_around(views, fitted)
-    cameras = [views.cameras, others.cameras]
-    surfels = initialise.surfels_of_grid(fitted, cameras, config.max_splats or 40_000)
-    if len(surfels) == 0:
-        raise NothingSeen("The cameras see no common object: their masks have no part of space in common.")
-    return Start(initialise.splats_on(surfels, 0.9, degree), "hull", (others,))
-
-
-def _views_around(views: Views, fitted: RadianceGrid) -> Views:
-    low, high = common_box(views)
-    box = torch.stack([low, high]).numpy()
-    return fitted.views(cameras_around(box, 2 * max(fitted.grid.shape)), initialise.GRID_STRIDE)
 
 
 def frame_of(gaussians: Gaussians) -> Frame:
@@ -303,7 +263,8 @@ class _Run:
         self.total = config.steps or default_steps(start.kind, len(views))
         self.done = 0
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.start_means = inside.means
+        self.limit = config.max_splats or round(GROWTH_ROOM[start.kind] * len(inside))
+        self.growth = Growth(len(inside))
 
     def optimise(self, monitor: Monitor) -> bool:
         """Run all steps; whether the monitor ended it early."""
@@ -321,7 +282,9 @@ class _Run:
             self.done += 1
             if self.done % self.config.prune_every == 0:
                 self._prune()
-            if self.done % 20 == 0 or self.done == self.total:
+            if is_due(self.done, self.total, self.config.growth):
+                self.growth = grow(self.adam, self.growth, self.config.growth, self.limit, self.generator)
+            if self.done % OFFER_EVERY == 0 or self.done == self.total:
                 self.best.offer(self.adam.gaussians())
             monitor.progress("fit", self.done, self.total)
             if time.monotonic() - previewed > PREVIEW_SECONDS:
@@ -330,9 +293,11 @@ class _Run:
         return False
 
     def _step(self, view: int) -> None:
-        image = self.views.images[view]
-        loss = self._image_loss(image, self.views.cameras[[view]])
+        cameras = self.views.cameras
+        offsets = torch.zeros(1, len(self.adam), 2, requires_grad=True)
+        loss = self._image_loss(self.views.images[view], cameras[[view]], offsets)
         (loss + self._regularisers()).backward()
+        self.growth.observe(offsets, cameras.width, cameras.height)
         self.best.saw(view, float(loss.detach()))
         self._descend()
 
@@ -343,9 +308,9 @@ class _Run:
         (loss + self._regularisers()).backward()
         self._descend()
 
-    def _image_loss(self, image: Tensor, cameras: Cameras) -> Tensor:
+    def _image_loss(self, image: Tensor, cameras: Cameras, offsets: Tensor | None = None) -> Tensor:
         background = torch.rand(3, generator=self.generator) if self.views.has_alpha else torch.zeros(3)
-        seen = render(self.adam.gaussians(), cameras, background)
+        seen = render(self.adam.gaussians(), cameras, background, screen_offsets=offsets)
         loss = losses.photometric(seen.rgb[0], over(image, background), self.config.ssim_share)
         if self.views.has_alpha:
             loss = loss + self.config.coverage * losses.coverage(seen.alpha[0], image[..., 3])
@@ -365,6 +330,7 @@ class _Run:
         solid = self.adam.gaussians().opacities.detach() > self.config.prune_opacity
         if bool(solid.any()) and not bool(solid.all()):
             self.adam.keep(solid)
+            self.growth.keep(solid)
 
 
 def default_steps(kind: str, views: int) -> int:

@@ -40,7 +40,7 @@ def _softplus(x):
 
 @numba.njit(fastmath=True, cache=True)
 def _gather(field, active, ray, jitter, stride, cells, samples):
-    """Fill `cells` [S,4] (i, j, k, sample) and `samples` [S,SAMPLE_COLUMNS] with what the ray meets; the number of entries."""
+    """Fill `cells` [S,4] (i, j, k, sample) and `samples` [S,SAMPLE_COLUMNS] along a ray; the number of entries."""
     X, Y, Z = active.shape
     entries = 0
     transmittance = np.float32(1)

@@ -21,40 +21,40 @@ def over(images: Tensor, background: Tensor | float) -> Tensor:
     return images[..., :3] * alpha + background * (1 - alpha)
 
 
-def ssim(got: Tensor, want: Tensor) -> Tensor:
-    """[] mean structural similarity of pictures [V,H,W,C] or [H,W,C] with range 0..1.
+def ssim(got: Tensor, want: Tensor, *, every: int = 1) -> Tensor:
+    """[] mean structural similarity of pictures [V,H,W,C] or [H,W,C] with range 0..1, at every n-th window either way.
 
     Wang et al. 2004, equation 13, over the pixels whose whole window lies inside the picture. A picture smaller than
     the window is compared as one window.
     """
-    return ssim_map(got, want).mean()
+    return ssim_map(got, want, every).mean()
 
 
-def ssim_map(got: Tensor, want: Tensor) -> Tensor:
-    """Structural similarity at each window, [V,C,H-10,W-10], of pictures [V,H,W,C] or [H,W,C] with range 0..1."""
+def ssim_map(got: Tensor, want: Tensor, every: int = 1) -> Tensor:
+    """Structural similarity [V,C,H',W'] at every n-th window of pictures [V,H,W,C] or [H,W,C] with range 0..1."""
     height, width, channels = got.shape[-3:]
     x, y = (t.reshape(-1, height, width, channels).permute(0, 3, 1, 2) for t in (got, want))
-    moments = window_means(torch.cat([x, y, x * x, y * y, x * y]))
+    moments = window_means(torch.cat([x, y, x * x, y * y, x * y]), every)
     mean_x, mean_y, xx, yy, xy = moments.chunk(5)
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     return luminance * (2 * cov + SSIM_C2) / (var_x + var_y + SSIM_C2)
 
 
-def window_means(planes: Tensor) -> Tensor:
-    """Gaussian-weighted means of [N,C,H,W] over every window that fits: [N,C,H-10,W-10], at least one either way.
+def window_means(planes: Tensor, every: int) -> Tensor:
+    """Gaussian-weighted means of [N,C,H,W] over each n-th of the H-10 by W-10 windows, at least one either way.
 
     Two products with banded matrices: on a CPU that is several times faster than a convolution of single channels.
     """
     height, width = planes.shape[-2:]
-    return _windows(height, planes) @ (planes @ _windows(width, planes).T)
+    return _windows(height, planes, every) @ (planes @ _windows(width, planes, every).T)
 
 
-def _windows(size: int, like: Tensor) -> Tensor:
+def _windows(size: int, like: Tensor, every: int) -> Tensor:
     """[windows, size] one row of normalised Gaussian weights a window; one whole window when the picture is small."""
     taps = min(2 * SSIM_RADIUS + 1, size)
     positions = torch.arange(size, dtype=like.dtype, device=like.device)
-    first = positions[: size - taps + 1, None]
+    first = positions[: size - taps + 1 : every, None]
     offsets = positions[None] - first - (taps - 1) / 2
     weights = torch.where(offsets.abs() <= taps / 2, torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2), 0)
     return weights / weights.sum(1, keepdim=True)
