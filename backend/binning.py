@@ -55,7 +55,9 @@ def _gather(rows, order, workers, out):
 
 
 def sort_by_depth(splats: np.ndarray, depths: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `splats` [N,SPLAT_COLUMNS] that are not HIDDEN, nearest first (ties by index), and the index [n] each had."""
+    """Rows of `splats` [N,SPLAT_COLUMNS] that are not HIDDEN, nearest first (ties by index), and the index [n] each
+    had.
+    """
     # Positive floats order like their bits, so depth and index together are one integer that has no ties.
     keys = depths.view(np.uint32).astype(np.uint64)
     keys <<= np.uint64(32)
@@ -88,7 +90,8 @@ def _half_chord(splat, y, reach):
 def _tile_span(splat, row, width):
     """First and one past the last tile of a row of tiles that the ellipse touches: exact up to SLACK.
 
-    The ellipse's right end over a band of heights lies at the height of its rightmost point, held inside the band; its left end likewise.
+    The ellipse's right end over a band of heights lies at the height of its rightmost point, held inside the band; its
+    left end likewise.
     """
     reach = 2 * (splat[LOG_OPACITY] + LOG_CENTRE)
     extent_x, extent_y = float(splat[EXTENT_X]), float(splat[EXTENT_Y])
@@ -109,7 +112,8 @@ def _tile_box(splat, width, height):
     return first_column, last_column, first_row, last_row
 
 
-# The parallel loops below only call functions: numba drops stores to a named tuple's arrays that stand in the loop itself.
+# The parallel loops below only call functions: numba drops stores to a named tuple's arrays that stand in the loop
+# itself.
 
 
 @njit(cache=True)
@@ -145,7 +149,9 @@ def _scatter_splat(j, splat, width, height, cursors, bins):
 
 @njit(cache=True, parallel=True)
 def _count(splats, width, height, counts, touched):
-    """Fill `counts` [chunks,tiles]: pairs of each tile from each chunk of splats; `touched` [n]: tiles of each splat."""
+    """Fill `counts` [chunks,tiles]: pairs of each tile from each chunk of splats; `touched` [n]: tiles of each
+    splat.
+    """
     chunks, total = counts.shape[0], splats.shape[0]
     for chunk in prange(chunks):
         for j in range(chunk * total // chunks, (chunk + 1) * total // chunks):
@@ -154,7 +160,9 @@ def _count(splats, width, height, counts, touched):
 
 @njit(cache=True, parallel=True)
 def _scatter(splats, width, height, cursors, bins):
-    """Fill the members and slots of `bins`; `cursors` [chunks,tiles] say where each chunk's part of each tile begins."""
+    """Fill the members and slots of `bins`; `cursors` [chunks,tiles] say where each chunk's part of each tile
+    begins.
+    """
     chunks, total = cursors.shape[0], splats.shape[0]
     for chunk in prange(chunks):
         for j in range(chunk * total // chunks, (chunk + 1) * total // chunks):
@@ -162,7 +170,8 @@ def _scatter(splats, width, height, cursors, bins):
 
 
 def bin_splats(splats: np.ndarray, width: int, height: int, *, workers: int) -> Bins:
-    """Tile lists of depth-sorted `splats` [n,SPLAT_COLUMNS] by a counting sort in `workers` parallel parts; the result does not depend on their number.
+    """Tile lists of depth-sorted `splats` [n,SPLAT_COLUMNS] by a counting sort in `workers` parallel parts; the result
+    does not depend on their number.
 
     Raises MemoryError when the lists would hold more than MAX_TILE_PAIRS entries.
     """
@@ -175,8 +184,8 @@ def bin_splats(splats: np.ndarray, width: int, height: int, *, workers: int) -> 
     pairs = int(per_tile.sum())
     if pairs > MAX_TILE_PAIRS:
         raise MemoryError(
-            f"rasteriser: {len(splats)} splats touch {pairs} tiles of a {width}x{height} picture, the limit is {MAX_TILE_PAIRS}; "
-            "use fewer or smaller Gaussians or a smaller picture"
+            f"rasteriser: {len(splats)} splats touch {pairs} tiles of a {width}x{height} picture, "
+            f"the limit is {MAX_TILE_PAIRS}; use fewer or smaller Gaussians or a smaller picture"
         )
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_tile)])
     bins = Bins(

@@ -1,9 +1,9 @@
 """Front-to-back blending of sorted splats inside each tile, and its derivative.
 
-Splats are the outer loop and pixels the inner one, so that the compiler turns the inner loop into vector instructions. Three habits
-make it do so: a tile's state is one flat array of planes (no two of which can overlap), the tile is cut into strips of LANES columns
-with the pixels of a strip one after the other (any run of its rows is one straight loop of whole vectors), and indices are unsigned
-(numba then leaves out Python's negative indexing).
+Splats are the outer loop and pixels the inner one, so that the compiler turns the inner loop into vector instructions.
+Three habits make it do so: a tile's state is one flat array of planes (no two of which can overlap), the tile is cut
+into strips of LANES columns with the pixels of a strip one after the other (any run of its rows is one straight loop of
+whole vectors), and indices are unsigned (numba then leaves out Python's negative indexing).
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ MIN_POWER, MAX_ALPHA, STOP, HALF = f32(-LOG_CENTRE), f32(ALPHA_MAX), f32(TRANSMI
 SLACK = f32(1e-3)  # px by which an ellipse is widened when rows are chosen, so that rounding never loses one
 CHECK_EVERY = 16  # splats between two looks at whether all pixels of a tile are done
 
-# Planes of a tile's state. Transmittance turns negative once the pixel is done. POSITION_X and _Y are the pixel's place in the tile.
+# Planes of a tile's state. Transmittance turns negative once the pixel is done. POSITION_X and _Y are the pixel's place
+# in the tile.
 TRANSMITTANCE, POSITION_X, POSITION_Y = u64(0), AREA, u64(2) * AREA
 SUM_RED, SUM_GREEN, SUM_BLUE, SUM_DEPTH = u64(3) * AREA, u64(4) * AREA, u64(5) * AREA, u64(6) * AREA
 FORWARD_PLANES = u64(7)
-# Backward: the loss's gradient by the pixel's colour, depth and alpha, and what the splats not yet replayed add to the sum of
-# gradient times value.
+# Backward: the loss's gradient by the pixel's colour, depth and alpha, and what the splats not yet replayed add to the
+# sum of gradient times value.
 GRAD_RED, GRAD_GREEN, GRAD_BLUE, GRAD_DEPTH = u64(3) * AREA, u64(4) * AREA, u64(5) * AREA, u64(6) * AREA
 GRAD_ALPHA, REMAINDER = u64(7) * AREA, u64(8) * AREA
 BACKWARD_PLANES = u64(9)
 
-# exp((x - LOG_CENTRE) / 4) for |x| <= LOG_CENTRE, relative error 1e-8 (minimax fit); its fourth power is exp(x - LOG_CENTRE),
-# in float32 to 1.2e-6.
+# exp((x - LOG_CENTRE) / 4) for |x| <= LOG_CENTRE, relative error 1e-8 (minimax fit); its fourth power is exp(x -
+# LOG_CENTRE), in float32 to 1.2e-6.
 E0, E1, E2, E3 = f32(0.500244677), f32(0.125061184), f32(0.0156326648), f32(0.00130271295)
 E4, E5, E6, E7 = f32(8.14067607e-05), f32(4.0727673e-06), f32(1.72484278e-07), f32(5.97756555e-09)
 
@@ -174,8 +175,8 @@ def blend(splats, bins, workers, image):
 
 @njit(cache=True, fastmath=SUMS, error_model="numpy")
 def _replay_run(splat, mean_x, mean_y, first, last, state):
-    """Repeat `_blend_run` and sum over its pixels: weight times gradient (colour, depth), then with s the loss's derivative by the
-    logarithm of the splat's alpha at the pixel: s, s dx, s dy, s dx^2, s dx dy, s dy^2."""
+    """Repeat `_blend_run` and sum over its pixels: weight times gradient (colour, depth), then with s the loss's
+    derivative by the logarithm of the splat's alpha at the pixel: s, s dx, s dy, s dx^2, s dx dy, s dy^2."""
     a, b, c = -HALF * splat[CONIC_A], -splat[CONIC_B], -HALF * splat[CONIC_C]
     power, red, green, blue, depth = splat[LOG_OPACITY], splat[RED], splat[GREEN], splat[BLUE], splat[DEPTH]
     sum_red = sum_green = sum_blue = sum_depth = sum_s = sum_x = sum_y = sum_xx = sum_xy = sum_yy = f32(0)
@@ -295,11 +296,13 @@ def _sum_pairs(bins, workers, pair_grads, order, splat_grads):
 def blend_backward(
     splats: np.ndarray, bins: Bins, workers: int, image: np.ndarray, image_grad: np.ndarray
 ) -> np.ndarray:
-    """[pairs,GRADIENT_COLUMNS] gradient by each tile pair from that by `image` [H,W,5], which must be what `blend` gave.
+    """[pairs,GRADIENT_COLUMNS] gradient by each tile pair from that by `image` [H,W,5], which must be what `blend`
+    gave.
 
-    The derivative by log alpha of splat i at a pixel is alpha_i (T_i v_i - R_i / (1 - alpha_i)), where v_i is gradient times value
-    of the splat and R_i the sum of weight times v over the splats behind it. R starts as gradient times picture and loses each
-    splat's part as the replay passes it, so the replay runs front to back and stops as early as the forward pass did.
+    The derivative by log alpha of splat i at a pixel is alpha_i (T_i v_i - R_i / (1 - alpha_i)), where v_i is gradient
+    times value of the splat and R_i the sum of weight times v over the splats behind it. R starts as gradient times
+    picture and loses each splat's part as the replay passes it, so the replay runs front to back and stops as early as
+    the forward pass did.
     """
     pair_grads = np.empty((len(bins.members), GRADIENT_COLUMNS), np.float32)
     _pair_gradients(splats, bins, workers, image, image_grad, pair_grads)
@@ -307,7 +310,9 @@ def blend_backward(
 
 
 def sum_pairs(bins: Bins, workers: int, pair_grads: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """[count,GRADIENT_COLUMNS] gradient by the splats in the order they had before sorting; rows not in `order` [n] are undefined."""
+    """[count,GRADIENT_COLUMNS] gradient by the splats in the order they had before sorting; rows not in `order` [n] are
+    undefined.
+    """
     splat_grads = np.empty((count, GRADIENT_COLUMNS), np.float32)
     _sum_pairs(bins, workers, pair_grads, order, splat_grads)
     return splat_grads

@@ -1,4 +1,6 @@
-"""Median depth: where along a pixel's ray half of the light is gone. Sharper than the mean at edges, so surfaces are fused from it."""
+"""Median depth: where along a pixel's ray half of the light is gone. Sharper than the mean at edges, so surfaces are
+fused from it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ PLANES = u64(4)
 
 @njit(cache=True, fastmath=PRODUCTS)
 def _median_run(splat, mean_x, mean_y, first, last, state):
-    """Lay a splat behind what pixels first..last of `state` hold; note its depth where it takes the light under one half."""
+    """Lay a splat behind what pixels first..last of `state` hold; note its depth where it takes the light under one
+    half.
+    """
     a, b, c = -HALF * splat[CONIC_A], -splat[CONIC_B], -HALF * splat[CONIC_C]
     power, depth = splat[LOG_OPACITY], splat[DEPTH]
     for p in range(first, last):
@@ -78,7 +82,9 @@ def _median_tile(tile, splats, bins, state, depth):
 
 @njit(cache=True, parallel=True)
 def blend_median(splats, bins, workers, depth):
-    """Fill `depth` [H,W] float32 with the median depth of the depth-sorted `splats`, 0 where less than half of the light is taken."""
+    """Fill `depth` [H,W] float32 with the median depth of the depth-sorted `splats`, 0 where less than half of the
+    light is taken.
+    """
     tiles = bins.schedule.shape[0]
     for worker in prange(workers):
         state = np.empty(int(PLANES * AREA), np.float32)

@@ -1,8 +1,9 @@
-"""From Gaussians in the world to splats on the picture plane and back: one fused pass over the Gaussians, forward and backward.
+"""From Gaussians in the world to splats on the picture plane and back: one fused pass over the Gaussians, forward and
+backward.
 
-The maths is that of EWA splatting (Zwicker et al. 2002) as 3D Gaussian splatting uses it (Kerbl et al. 2023, section 4):
-covariance in the plane = J W R S S^T R^T W^T J^T + low pass. `rasterise_reference.py` says the same in a few lines of torch.
-Arithmetic is in float64: it costs scalar code nothing and keeps thin and distant Gaussians exact.
+The maths is that of EWA splatting (Zwicker et al. 2002) as 3D Gaussian splatting uses it (Kerbl et al. 2023, section
+4): covariance in the plane = J W R S S^T R^T W^T J^T + low pass. `rasterise_reference.py` says the same in a few lines
+of torch. Arithmetic is in float64: it costs scalar code nothing and keeps thin and distant Gaussians exact.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ TAN_MARGIN = 0.3  # how far outside the picture, in half widths, the Jacobian st
 # The blend's exp() takes alpha's logarithm shifted by this, so that its range [ln(1/255), 0] lies around zero.
 LOG_CENTRE = math.log(255) / 2
 
-# Columns of a splat: centre in pixels, conic (inverse covariance [[A, B], [B, C]]), shifted logarithm of the opacity, colour,
-# camera z, half extents in pixels of the ellipse where alpha is at least ALPHA_MIN. Its gradient has the first ten.
+# Columns of a splat: centre in pixels, conic (inverse covariance [[A, B], [B, C]]), shifted logarithm of the opacity,
+# colour, camera z, half extents in pixels of the ellipse where alpha is at least ALPHA_MIN. Its gradient has the first
+# ten.
 MEAN_X, MEAN_Y, CONIC_A, CONIC_B, CONIC_C, LOG_OPACITY, RED, GREEN, BLUE, DEPTH, EXTENT_X, EXTENT_Y = range(12)
 SPLAT_COLUMNS, GRADIENT_COLUMNS = 12, 10
 
@@ -36,7 +38,9 @@ HIDDEN = np.inf  # sorting depth of a Gaussian that the camera does not see
 
 
 class Scene(NamedTuple):
-    """Gaussians as contiguous float32 arrays: the fields and shapes of `backend.gaussians.Gaussians`, or their gradients."""
+    """Gaussians as contiguous float32 arrays: the fields and shapes of `backend.gaussians.Gaussians`, or their
+    gradients.
+    """
 
     means: np.ndarray
     quats: np.ndarray
@@ -46,7 +50,9 @@ class Scene(NamedTuple):
 
 
 class Lens(NamedTuple):
-    """One camera: float64 arrays `viewmat` [4,4] world to camera and `centre` [3] in the world, then pixels (see Cameras.Ks)."""
+    """One camera: float64 arrays `viewmat` [4,4] world to camera and `centre` [3] in the world, then pixels (see
+    Cameras.Ks).
+    """
 
     viewmat: np.ndarray
     centre: np.ndarray
@@ -128,7 +134,9 @@ def _dot(a, b):
 
 @njit(cache=True, inline="always", error_model="numpy")
 def _view_direction(lens, means, i):
-    """Unit direction from the camera to Gaussian i, and one over the distance; an orthographic camera looks the same way everywhere."""
+    """Unit direction from the camera to Gaussian i, and one over the distance; an orthographic camera looks the same
+    way everywhere.
+    """
     if lens.orthographic:
         return lens.viewmat[2, 0], lens.viewmat[2, 1], lens.viewmat[2, 2], 0.0
     x, y, z = means[i, 0] - lens.centre[0], means[i, 1] - lens.centre[1], means[i, 2] - lens.centre[2]
@@ -186,7 +194,9 @@ def _colour(scene, lens, i, harmonics, splat):
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def project(scene, lens, workers, splats, depths):
-    """Fill `splats` [N,SPLAT_COLUMNS] and `depths` [N] (camera z, or HIDDEN and the splat is undefined) for one camera."""
+    """Fill `splats` [N,SPLAT_COLUMNS] and `depths` [N] (camera z, or HIDDEN and the splat is undefined) for one
+    camera.
+    """
     count = scene.means.shape[0]
     for worker in prange(workers):
         harmonics = np.empty(16, np.float64)
@@ -243,7 +253,9 @@ def _covariance_backward(splat, grad):
 
 @njit(cache=True, inline="always", error_model="numpy")
 def _position_backward(lens, x, y, z, grad, gp_x, gp_y):
-    """Gradient by the camera-space position, from the splat's centre and depth and from the rows of J W, `gp_x` and `gp_y`."""
+    """Gradient by the camera-space position, from the splat's centre and depth and from the rows of J W, `gp_x` and
+    `gp_y`.
+    """
     if lens.orthographic:
         return lens.fx * grad[MEAN_X], lens.fy * grad[MEAN_Y], float(grad[DEPTH])
     v = lens.viewmat
@@ -263,7 +275,9 @@ def _position_backward(lens, x, y, z, grad, gp_x, gp_y):
 
 @njit(cache=True, inline="always", error_model="numpy")
 def _axis_backward(scale, axis_x, axis_y, gaa, gab, gbb):
-    """Gradients by one axis' scale and by its two unscaled picture components, from that by the covariance in the plane."""
+    """Gradients by one axis' scale and by its two unscaled picture components, from that by the covariance in the
+    plane.
+    """
     gx, gy = 2 * scale * (gaa * axis_x + gab * axis_y), 2 * scale * (gab * axis_x + gbb * axis_y)
     return gx * axis_x + gy * axis_y, scale * gx, scale * gy
 
@@ -316,7 +330,9 @@ def _project_one_backward(scene, lens, i, splat, grad, harmonics, grads):
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def project_backward(scene, lens, workers, splats, depths, splat_grads, grads):
-    """Add to the Scene `grads` what `splat_grads` [N,GRADIENT_COLUMNS] mean; `splats` and `depths` are what `project` filled."""
+    """Add to the Scene `grads` what `splat_grads` [N,GRADIENT_COLUMNS] mean; `splats` and `depths` are what `project`
+    filled.
+    """
     count = scene.means.shape[0]
     for worker in prange(workers):
         harmonics = np.empty(16, np.float64)

@@ -43,15 +43,19 @@ def rasterise(gaussians: Gaussians, cameras: Cameras, screen_offsets: Tensor | N
 
     screen_offsets  None or [V,N,2], pixels, added to the projected centres. Zeros that require a gradient receive the
                     gradient by the centres in the plane, which is what densification looks at.
-    Gaussians that are not finite are left out. Raises MemoryError when a view needs too many tile pairs (see `bin_splats`).
+    Gaussians that are not finite are left out. Raises MemoryError when a view needs too many tile pairs (see
+    `bin_splats`).
     """
     fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh)
     contiguous = (field.float().contiguous() for field in fields)
-    return _Rasterise.apply(cameras, screen_offsets, *contiguous)  # type: ignore[return-value]  # torch leaves apply() untyped
+    # torch leaves the type of apply() open
+    return _Rasterise.apply(cameras, screen_offsets, *contiguous)  # type: ignore[return-value]
 
 
 def rasterise_median_depth(gaussians: Gaussians, cameras: Cameras) -> Tensor:
-    """[V,H,W] float32 camera z of the Gaussian at which a pixel's transmittance falls to one half or less, 0 where none does."""
+    """[V,H,W] float32 camera z of the Gaussian at which a pixel's transmittance falls to one half or less, 0 where none
+    does.
+    """
     scene = Scene(
         *(
             field.detach().float().contiguous().numpy()

@@ -1,6 +1,8 @@
-"""The rasteriser in plain torch: every Gaussian at every pixel, any float type, autograd. The yardstick of tests and of `bench`.
+"""The rasteriser in plain torch: every Gaussian at every pixel, any float type, autograd. The yardstick of tests and of
+`bench`.
 
-It states the same maths as the numba kernels without tiles, bounds, or approximations; time and memory grow with Gaussians times pixels.
+It states the same maths as the numba kernels without tiles, bounds, or approximations; time and memory grow with
+Gaussians times pixels.
 """
 
 from __future__ import annotations
@@ -8,26 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend import spherical_harmonics
 from backend.cameras import Cameras
-from backend.gaussians import Gaussians
+from backend.gaussians import Gaussians, colours_seen, rotation_matrices
 from backend.projection import ALPHA_MAX, ALPHA_MIN, LOW_PASS, NEAR, TAN_MARGIN, TRANSMITTANCE_STOP
 
 
 def rasterise_reference(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     """[V,H,W,5]: premultiplied colour, depth (sum of weight times z), alpha, in the type of `gaussians.means`."""
     return torch.stack([_rasterise_view(gaussians, cameras[[view]]) for view in range(len(cameras))])
-
-
-def rotations(quats: Tensor) -> Tensor:
-    """[N,3,3] of wxyz `quats` [N,4] of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 def project_reference(gaussians: Gaussians, camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,23 +39,13 @@ def project_reference(gaussians: Gaussians, camera: Cameras) -> tuple[Tensor, Te
         )
         diagonal = torch.diag_embed(focal / z[:, None])
         jacobian = torch.cat([diagonal, (-focal * tangent / z[:, None])[..., None]], -1)
-    axes = jacobian @ viewmat[:3, :3] @ rotations(gaussians.quats) * gaussians.scales[:, None]
+    axes = jacobian @ viewmat[:3, :3] @ rotation_matrices(gaussians.quats) * gaussians.scales[:, None]
     return means2d, axes @ axes.transpose(1, 2) + LOW_PASS * torch.eye(2).to(focal), z
-
-
-def _colours(gaussians: Gaussians, camera: Cameras) -> Tensor:
-    """[N,3] seen from the camera."""
-    if camera.orthographic[0]:
-        directions = camera.viewmats[0, 2, :3].to(gaussians.means).expand(len(gaussians), 3)
-    else:
-        directions = torch.nn.functional.normalize(gaussians.means - camera.centres[0].to(gaussians.means), dim=-1)
-    basis = spherical_harmonics.basis(directions, gaussians.sh_degree)
-    return torch.clamp(0.5 + torch.einsum("nk,nkc->nc", basis, gaussians.sh), min=0)
 
 
 def _rasterise_view(gaussians: Gaussians, camera: Cameras) -> Tensor:
     means2d, covariances, z = project_reference(gaussians, camera)
-    colours = torch.cat([_colours(gaussians, camera), z[:, None], torch.ones_like(z)[:, None]], 1)
+    colours = torch.cat([colours_seen(gaussians, camera), z[:, None], torch.ones_like(z)[:, None]], 1)
     order = torch.argsort(z, stable=True)
     order = order[z[order] > NEAR]
     y, x = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")

@@ -1,7 +1,7 @@
 """Real spherical harmonics up to degree 3, in the sign and order convention of 3D Gaussian splatting files.
 
-The same polynomials stand here twice: for torch (any device and type, autograd) and for numba (one direction at a time, with its
-derivatives). Tests hold them together.
+The same polynomials stand here twice: for torch (any device and type, autograd) and for numba (one direction at a time,
+with its derivatives). Tests hold them together.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def basis(directions: Tensor, degree: int) -> Tensor:
 def rotation_matrix(rotation: Tensor, degree: int) -> Tensor:
     """[K,K] in float64: coefficients c of a function f become `matrix @ c` of the turned function d -> f(rotation^T d).
 
-    `rotation` is a proper [3,3] rotation. Harmonics of one degree mix only among themselves, so the matrix is found exactly by
-    evaluating both sides at more directions than there are coefficients and solving for it.
+    `rotation` is a proper [3,3] rotation. Harmonics of one degree mix only among themselves, so the matrix is found
+    exactly by evaluating both sides at more directions than there are coefficients and solving for it.
     """
     directions = _spread_directions(64).to(rotation.device)
     turned = basis(directions @ rotation.double(), degree)  # row vectors: d R is R^T d
@@ -80,7 +80,9 @@ def evaluate(bases, x, y, z, out):
 
 @njit(cache=True)
 def gradient(bases, weights, x, y, z):
-    """Derivative of sum_k weights[k] basis_k over the first `bases` by the direction (x, y, z), its coordinates taken as free."""
+    """Derivative of sum_k weights[k] basis_k over the first `bases` by the direction (x, y, z), its coordinates taken
+    as free.
+    """
     gx = gy = gz = 0.0
     if bases > 1:
         gx, gy, gz = -C1 * weights[3], -C1 * weights[1], C1 * weights[2]
