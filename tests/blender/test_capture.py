@@ -90,7 +90,7 @@ def test_depth_is_planar_and_exact(factory: Any, kind: str) -> None:
     factory.object.rotation_euler = 0.4, 0.3, 0.2
     camera = factory.scene.camera
     camera.data.type, camera.data.lens, camera.data.ortho_scale, camera.data.shift_x = kind, 24, 6, 0.15
-    views = capture(factory, settings(CAMERAS))
+    views = capture(factory, settings(CAMERAS, resolution=128))
     assert views.depth is not None and (views.depth > 0).sum() > 100
     depsgraph = factory.evaluated_depsgraph_get()
     K, c2w = views.Ks[0], views.c2w[0].astype(np.float64)
@@ -292,7 +292,7 @@ def test_the_default_cube_and_suzanne_are_captured_as_they_come(open_scene: Any)
     cube = capture(open_scene("01"), settings(resolution=32))
     assert cube.names == ("orbit_000", "orbit_001", "orbit_002", "orbit_003")
     centre = cube.images[0, 16, 16].astype(int)
-    assert centre[0] > centre[1] + 40  # red
+    assert centre[0] > 1.5 * centre[1]  # red
     suzanne = capture(open_scene("02"), settings(CAMERAS, resolution=32, selected_only=True))
     assert suzanne.names == tuple(f"Cam_{i}" for i in range(6))
     assert all((image[..., 3] > 127).any() for image in suzanne.images)
@@ -426,7 +426,7 @@ def busy_scene(context: Any) -> None:
     context.object.location.z = 2
     context.object.keyframe_insert("location", frame=20)
     scene.render.resolution_percentage = 37
-    scene.render.keyframe_insert("resolution_percentage", frame=1)
+    scene.view_settings.keyframe_insert("exposure", frame=1)
     scene.render.filepath = "//somewhere/user_"
     scene.render.use_border = True
     scene.frame_set(7)
@@ -517,7 +517,7 @@ def test_leftovers_of_a_file_saved_in_the_middle_are_swept(factory: Any, tmp_pat
     bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "half.blend"))
     run.cancel()
     bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "half.blend"))
-    assert len(bpy.data.scenes) == 2
+    assert len(bpy.data.cameras) == 2
     temporary.remove_all()
     assert [scene.name for scene in bpy.data.scenes] == ["Scene"]
     assert len(bpy.data.cameras) == 1 and len(bpy.data.objects) == 3
@@ -531,6 +531,7 @@ def test_saved_views_are_read_back(factory: Any, tmp_path: Path) -> None:
     extra = bpy.data.objects.new("Camera 2/b", bpy.data.cameras.new("x"))
     factory.collection.objects.link(extra)
     extra.matrix_world = Matrix.Translation((0, 0, 9))
+    pictures = len(bpy.data.images)
     views = capture(factory, CAMERAS)
     path = views.save(tmp_path / "new" / "folder")
     assert path.name == "transforms.json"
@@ -541,7 +542,7 @@ def test_saved_views_are_read_back(factory: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(read.c2w, views.c2w, atol=1e-6)
         np.testing.assert_allclose(read.Ks, views.Ks, rtol=1e-6)
         assert read.orthographic.tolist() == views.orthographic.tolist() == [True, False]
-    assert len(bpy.data.images) == 0
+    assert len(bpy.data.images) == pictures
 
 
 def test_pictures_of_other_programs(factory: Any, tmp_path: Path) -> None:
