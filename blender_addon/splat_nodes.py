@@ -5,7 +5,7 @@ The faces themselves are made in splat_faces.py. Sockets and inputs go by their 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import bpy
@@ -15,7 +15,7 @@ from .node_building import NodeGraph, socket
 
 NAME = "Gaussmith Splats"
 VERSION_KEY, BASES_KEY, FACING_KEY = "gaussmith_version", "gaussmith_bases", "gaussmith_facing"
-VERSION = 1  # raise it when the tree changes: files with an older one get the new tree at the next import
+VERSION = 2  # raise it when the tree changes: files with an older one get the new tree at the next import
 
 DISPLAY, DENSITY, CUT, SIZE = "Display", "Viewport Density", "Opacity Cut", "Size"
 MATERIAL = "Material"
@@ -89,10 +89,9 @@ def _identifier(tree: Any, name: str) -> str:
 
 def mesh_to_points(name: str) -> Any:
     """A node group that turns a mesh's vertices into a point cloud, all else left alone."""
-    graph, source = _new_tree(name)
-    points = graph.add("GeometryNodeMeshToPoints", {"Mesh": source.outputs["Geometry"]})
-    _finish(graph, points.outputs["Points"])
-    return graph.tree
+    graph, inputs = splat_faces.new_group(name, {"Geometry": "Geometry"}, {"Geometry": "Geometry"})
+    points = graph.add("GeometryNodeMeshToPoints", {"Mesh": inputs["Geometry"]})
+    return splat_faces.finish(graph, [("Geometry", points.outputs["Points"])])
 
 
 def ensure(bases: int, *, facing: bool = True) -> Any:
@@ -103,36 +102,52 @@ def ensure(bases: int, *, facing: bool = True) -> Any:
 
 
 def ensure_slices(bases: int, *, facing: bool = True) -> Iterator[None]:
-    """Makes the node group where it is missing, a part at a time: Blender takes 0.1 s for all its nodes and links."""
-    name = _name(bases, facing)
+    """Makes the node group where it is missing, a part at a time: each node and link costs Blender a whole check."""
+    if not _is_current(_name(bases, facing)):
+        groups = []
+        for name, make in _parts(bases, facing):
+            if not _is_current(name):
+                _replace(name, make(name))
+                yield
+            groups.append(bpy.data.node_groups[name])
+        name = _name(bases, facing)
+        tree = yield from _build(name, groups)
+        tree[BASES_KEY], tree[FACING_KEY] = bases, facing
+        _replace(name, tree)
+
+
+def _parts(bases: int, facing: bool) -> list[tuple[str, Callable[[str], Any]]]:
+    """The groups that the main one uses, by name: shape, colours, bare, and outline where renders face the camera."""
+    degree = _harmonics(bases)
+    parts: list[tuple[str, Callable[[str], Any]]] = [
+        (f"{NAME} Shape", splat_faces.shape_group),
+        (f"{NAME} Colours{degree}", lambda name: splat_faces.colours_group(name, bases)),
+        (f"{NAME} Bare{degree}", lambda name: splat_faces.bare_group(name, bases)),
+    ]
+    return [*parts, (f"{NAME} Outline", splat_faces.outline_group)] if facing else parts
+
+
+def _is_current(name: str) -> bool:
+    tree = bpy.data.node_groups.get(name)
+    return tree is not None and tree.get(VERSION_KEY) == VERSION
+
+
+def _replace(name: str, tree: Any) -> None:
+    """Gives the new tree its name and the place of an older one, if there is."""
+    tree[VERSION_KEY] = VERSION
     old = bpy.data.node_groups.get(name)
-    if old is not None and old.get(VERSION_KEY) == VERSION:
-        return
-    tree = yield from _build(name, bases, facing)
-    if old is not None:
+    if old is not None and old != tree:
         old.user_remap(tree)
         bpy.data.node_groups.remove(old)
     tree.name = name
-    tree[VERSION_KEY], tree[BASES_KEY], tree[FACING_KEY] = VERSION, bases, facing
+
+
+def _harmonics(bases: int) -> str:
+    return "" if bases == 1 else f" SH{int(bases**0.5) - 1}"
 
 
 def _name(bases: int, facing: bool) -> str:
-    harmonics = "" if bases == 1 else f" SH{int(bases**0.5) - 1}"
-    return f"{NAME}{harmonics}" if facing else f"{NAME}{harmonics} All Round"
-
-
-def _new_tree(name: str) -> tuple[NodeGraph, Any]:
-    tree = bpy.data.node_groups.new(name, "GeometryNodeTree")
-    tree.is_modifier = True
-    tree.interface.new_socket("Geometry", in_out="INPUT", socket_type="NodeSocketGeometry")
-    tree.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
-    graph = NodeGraph(tree)
-    return graph, graph.add("NodeGroupInput")
-
-
-def _finish(graph: NodeGraph, geometry: Any) -> None:
-    graph.add("NodeGroupOutput", {"Geometry": geometry})
-    graph.arrange()
+    return f"{NAME}{_harmonics(bases)}" if facing else f"{NAME}{_harmonics(bases)} All Round"
 
 
 def _number(graph: NodeGraph, name: str, text: str, value: float, limits: tuple[float, float]) -> None:
@@ -152,32 +167,53 @@ def _interface(graph: NodeGraph) -> None:
     interface.new_socket(MATERIAL, in_out="INPUT", socket_type="NodeSocketMaterial")
 
 
-def _build(name: str, bases: int, facing: bool) -> Generator[None, None, Any]:
-    graph, source = _new_tree(name)
+def _build(name: str, groups: list[Any]) -> Generator[None, None, Any]:
+    """The main group of its parts, as _parts lists them."""
+    graph, inputs = splat_faces.new_group(name, {"Geometry": "Geometry"}, {"Geometry": "Geometry"})
+    graph.tree.is_modifier = True
     _interface(graph)
-    inputs = source.outputs
-    named = splat_faces.Inputs(*(inputs[key] for key in ("Geometry", DENSITY, CUT, SIZE)))
-    viewport = graph.add("GeometryNodeIsViewport").outputs["Is Viewport"]
-    fields = splat_faces.SplatFields(graph, named)
-    view = splat_faces.View(graph, viewport) if facing else None
     yield
-    kept = splat_faces.kept_points(graph, named, fields, viewport)
-    bare = splat_faces.bare_points(graph, kept, fields, view, bases)
+    shape_tree, colours, bare, *outline_tree = groups
+    computed = graph.add("GeometryNodeGroup", node_tree=shape_tree)
+    graph.feed(computed.inputs["Size"], inputs[SIZE])
+    graph.feed(computed.inputs["Cut"], inputs[CUT])
+    shape = splat_faces.Shape(*(computed.outputs[key] for key in splat_faces.SHAPE_OUTPUTS))
+    outline = _outline(graph, outline_tree[0], shape) if outline_tree else None
+    kept = splat_faces.kept_points(graph, inputs["Geometry"], shape, inputs[CUT], inputs[DENSITY])
     yield
-    faces = splat_faces.faces(graph, bare, view)
+    points, still, still_outline = splat_faces.frozen(graph, kept, shape, outline)
+    points = _through(graph, bare, {"Geometry": points})
     yield
-    faces = splat_faces.whitened(graph, faces, kept, fields, view)
+    faces = splat_faces.faces(graph, points, still, still_outline)
     yield
-    faces = yield from splat_faces.coloured(graph, faces, kept, fields, bases)
-    ellipsoids = splat_faces.ellipsoids(graph, bare)
-    ellipsoids = yield from splat_faces.coloured(graph, ellipsoids, kept, fields, bases)
-    shown = (faces, ellipsoids, splat_faces.round_points(graph, kept, fields, bases))
+    faces = splat_faces.whitened(graph, faces, kept, shape, outline)
+    faces = _through(graph, colours, {"Geometry": faces, "Splats": kept})
     yield
-    chosen = _choice(graph, inputs[DISPLAY], shown)
+    ellipsoids = splat_faces.ellipsoids(graph, points, still)
+    ellipsoids = _through(graph, colours, {"Geometry": ellipsoids, "Splats": kept})
+    yield
+    chosen = _choice(graph, inputs[DISPLAY], (faces, ellipsoids, splat_faces.round_points(graph, kept, shape)))
     material = {"Geometry": chosen, "Material": inputs[MATERIAL]}
-    _finish(graph, graph.add("GeometryNodeSetMaterial", material).outputs["Geometry"])
+    yield
+    shown = graph.add("GeometryNodeSetMaterial", material).outputs["Geometry"]
+    splat_faces.finish(graph, [("Geometry", shown)])
     next(item for item in graph.tree.interface.items_tree if item.name == DISPLAY).default_value = DISPLAYS[0]
     return graph.tree
+
+
+def _outline(graph: NodeGraph, tree: Any, shape: splat_faces.Shape) -> splat_faces.Outline:
+    computed = graph.add("GeometryNodeGroup", node_tree=tree)
+    graph.feed(computed.inputs["Rotation"], shape.rotation)
+    graph.feed(computed.inputs["Scales"], shape.scales)
+    return splat_faces.Outline(*(computed.outputs[key] for key in splat_faces.OUTLINE_OUTPUTS))
+
+
+def _through(graph: NodeGraph, tree: Any, inputs: dict[str, Any]) -> Any:
+    """The geometry after a group."""
+    node = graph.add("GeometryNodeGroup", node_tree=tree)
+    for name, value in inputs.items():
+        graph.feed(node.inputs[name], value)
+    return node.outputs["Geometry"]
 
 
 def _choice(graph: NodeGraph, display: Any, geometries: tuple[Any, ...]) -> Any:
