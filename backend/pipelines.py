@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import logging
 import math
 import platform
 import time
@@ -18,10 +18,12 @@ from backend import meshing, texturing
 from backend.cameras import BadInput, Cameras, Views
 from backend.fit import FitConfig, FitResult, fit
 from backend.gaussians import Gaussians
-from backend.hull import NothingSeen
 from backend.monitor import Monitor
+from backend.rendering import gsplat_problem
 from backend.texturing import TexturedMesh
 from blender_addon import protocol
+
+log = logging.getLogger(__name__)
 
 MODELS = ("fit",)
 PLANNED_MODELS = ("grm", "lgm", "long_lrm", "lrm")
@@ -117,7 +119,8 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
     if options.mesh:
         try:
             mesh, mesh_report = _mesh(gaussians, views, options, monitor, clock)
-        except NothingSeen as error:
+        except ValueError as error:  # no surface could be found; the splats are worth having all the same
+            log.warning("no mesh could be made", exc_info=True)
             problems.append(f"no mesh: {error}")
     clock.seconds["total"] = round(sum(clock.seconds.values()), 3)
     report = {
@@ -135,6 +138,7 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
         "steps": result.steps,
         "stopped_early": result.stopped_early,
         "start": result.start,
+        "fitted_size": list(result.size),
         "psnr": _number(result.psnr),
         "mesh": mesh_report,
         "problems": problems,
@@ -236,12 +240,10 @@ def _each(good: torch.Tensor, expectation: str) -> None:
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """`auto` is CUDA where both a device and its rasteriser, gsplat, are there."""
-    usable = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadInput("device: expected an NVIDIA device for 'cuda', found none; use 'auto' or 'cpu'")
-    if wanted == "cuda" and not usable:
-        raise BadInput("device: 'cuda' needs the package gsplat in the backend's environment, found none; use 'cpu'")
-    return torch.device("cuda" if usable and wanted != "cpu" else "cpu")
+    problem = "" if wanted == "cpu" else gsplat_problem()
+    if wanted == "cuda" and problem:
+        raise BadInput(f"device: 'cuda' cannot be used: {problem} Use 'auto' or 'cpu'")
+    return torch.device("cpu" if wanted == "cpu" or problem else "cuda")
 
 
 def device_name(device: torch.device) -> str:

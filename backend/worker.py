@@ -40,9 +40,9 @@ KINDS: dict[str, protocol.FailureKind] = {
     "blender_addon.ply.PlyError": "bad_request",
     "blender_addon.protocol.ProtocolError": "internal",  # a result that does not fit its own declaration
 }
-# Rough shares of a job's time by stage, for one bar that never runs backwards.
-SPLAT_SHARES = {"Fit": 80.0}
-MESH_SHARES = {"Mesh": 10.0, "Texture": 10.0}
+# Rough shares of a job's time by stage, in the order they come, for one bar that never runs backwards.
+SPLAT_SHARES = {"depth": 15.0, "shape": 20.0, "fit": 60.0}
+MESH_SHARES = {"Mesh": 10.0, "Texture": 15.0}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "out of memory")
 
@@ -71,7 +71,8 @@ class JobMonitor:
     def __init__(self, client: Client, job_id: str, shares: Mapping[str, float]) -> None:
         self._client = client
         self._job_id = job_id
-        self._shares = shares
+        self._shares = dict(shares)
+        self._seen: set[str] = set()
         self._fraction = 0.0
         self._finish = False
         self._stage = ""
@@ -98,11 +99,16 @@ class JobMonitor:
 
     def _advance(self, stage: str, done: float) -> None:
         """Moves the whole job's fraction; a stage without a share leaves it where it is."""
-        if stage in self._shares:
-            names, weights = list(self._shares), list(self._shares.values())
-            before = sum(weights[: names.index(stage)])
-            fraction = (before + weights[names.index(stage)] * min(done, 1.0)) / sum(weights)
-            self._fraction = max(self._fraction, fraction)
+        if stage not in self._shares:
+            return
+        names = list(self._shares)
+        skipped = set(names[: names.index(stage)]) - self._seen  # such as the search for a start that was given
+        self._shares = {name: share for name, share in self._shares.items() if name not in skipped}
+        self._seen.add(stage)
+        names, shares = list(self._shares), list(self._shares.values())
+        begin = sum(shares[: names.index(stage)])
+        fraction = (begin + self._shares[stage] * min(done, 1.0)) / sum(shares)
+        self._fraction = max(self._fraction, fraction)
 
     def _listen(self) -> None:
         for message in self._client.poll():

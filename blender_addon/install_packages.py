@@ -77,10 +77,12 @@ def read_marker(environment: Path) -> dict[str, str] | None:
 class Installer:
     """Makes or completes one environment, running one other program at a time."""
 
-    def __init__(self, environment: Path, requirements: Path, extra_index: str = "") -> None:
+    def __init__(self, environment: Path, requirements: Path, extra_index: str = "", imports: str = IMPORTS) -> None:
+        """`imports` is the statement that must work in the finished environment."""
         self._environment = environment
         self._requirements = requirements
         self._extra_index = extra_index
+        self._imports = imports
         self._python = python_of(environment)
         self._child: subprocess.Popen[str] | None = None
 
@@ -94,7 +96,7 @@ class Installer:
         self._make_environment(version)
         self._install_packages()
         tell("Checking", 0.97)
-        self._run([str(self._python), "-I", "-c", IMPORTS], lambda line: None)
+        self._run([str(self._python), "-I", "-c", self._imports], lambda line: None)
         self._write_marker(goal)
 
     def kill(self) -> None:
