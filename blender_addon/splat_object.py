@@ -78,7 +78,8 @@ class SplatBuilder:
         yield
         positions = splats.means - self._origin if self._origin.any() else splats.means
         yield
-        _fill(points.attributes["position"], positions)
+        place = points.attributes.get("position")  # missing where there are no points
+        _fill(place or points.attributes.new("position", "FLOAT_VECTOR", "POINT"), positions)
         yield
         yield from _write(points, "scale", "FLOAT_VECTOR", splats.scales)
         yield from _write(points, "rotation", "QUATERNION", splats.quats)
@@ -124,7 +125,7 @@ def check(splats: SplatSource) -> None:
 
 def new_points(name: str, count: int) -> Any:
     """A point cloud, or before 4.5 a mesh, of `count` points."""
-    if hasattr(bpy.types.PointCloud, "resize"):
+    if "resize" in bpy.types.PointCloud.bl_rna.functions:
         cloud = bpy.data.pointclouds.new(name)
         cloud.resize(count)
         return cloud
@@ -132,6 +133,9 @@ def new_points(name: str, count: int) -> Any:
     mesh.vertices.add(count)
     if not hasattr(bpy.types.Object, "evaluated_geometry"):
         return mesh
+    if count == 0:  # an evaluated geometry without points has no point cloud to copy
+        bpy.data.meshes.remove(mesh)
+        return bpy.data.pointclouds.new(name)
     try:
         return _converted(mesh, name)
     finally:

@@ -47,8 +47,8 @@ def linked(context: Any, splats: SplatArrays) -> Any:
 def evaluated_vertices(context: Any, item: Any) -> np.ndarray:
     """[F,C,3] corners of the faces that stand in for the splats, in the object's space."""
     evaluated = item.evaluated_get(context.evaluated_depsgraph_get())
-    with_geometry = hasattr(evaluated, "evaluated_geometry")
-    mesh = evaluated.evaluated_geometry().mesh if with_geometry else evaluated.data
+    geometry = evaluated.evaluated_geometry() if hasattr(evaluated, "evaluated_geometry") else None  # owns its mesh
+    mesh = evaluated.data if geometry is None else geometry.mesh
     points = np.array([vertex.co for vertex in mesh.vertices])
     return np.array([[points[index] for index in face.vertices] for face in mesh.polygons])
 
