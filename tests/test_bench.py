@@ -1,0 +1,38 @@
+"""The bench's scene is the one its figures are about, and its table says what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend import bench
+from backend.rasterise_cpu import rasterise
+
+
+def test_the_scene_is_a_shell_of_splats_of_one_to_three_pixels() -> None:
+    gaussians, cameras = bench.sphere_shell(4000, 512)
+    torch.testing.assert_close(gaussians.means.norm(dim=1), torch.ones(4000))
+    pixels = gaussians.scales * cameras.Ks[0, 0, 0] / 2.7
+    assert 1 <= pixels.min() < 1.01 and 2.99 < pixels.max() <= 3.001
+    assert 0.3 <= gaussians.opacities.min() and gaussians.opacities.max() <= 0.95
+    covered = rasterise(gaussians, cameras)[0, ..., 4] > 0
+    assert 0.4 < covered.float().mean() < 0.75  # a disc of 0.86 times the half width
+
+
+def test_the_table_holds_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = (bench.Scene("small", 200, 32, 3),)
+    for scenes in ("CPU_SCENES", "SLOW_SCENES", "SAME_SIZE_SCENES"):
+        monkeypatch.setattr(bench, scenes, small)
+    monkeypatch.setattr(bench, "gsplat_problem", lambda: "no such card")
+    assert bench.bench(tmp_path / "table.json") == 0
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert [row["count"] for row in written["rows"]] == [200, 200, 200, 65536, 1048576]
+    assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 for row in written["rows"][:3])
+    assert written["rows"][3]["forward_ms"] is None and "no such card" in written["rows"][3]["note"]
+    printed = capsys.readouterr().out
+    assert "small" in printed and "no such card" in printed
