@@ -171,12 +171,11 @@ class _Film:
             raise CaptureError("Blender did not start the render: its console says why.")
 
     def stop_render_job(self) -> None:
-        """Blender has no call that ends a render job. Deleting a scene as the Scene menu does ends the jobs that it
-        owns."""
+        """Blender has no call that ends a render job. Deleting a scene as its menu does ends the jobs that it owns."""
         scene = self._stage.scene
-        window = bpy.context.window or bpy.context.window_manager.windows[0]
-        with bpy.context.temp_override(window=window, scene=scene, view_layer=scene.view_layers[0]):
-            bpy.ops.scene.delete()
+        with bpy.context.temp_override(scene=scene):  # without a window, whose own scene would win
+            if bpy.context.scene == scene:
+                bpy.ops.scene.delete()
 
     def develop(self) -> None:
         """Read and encode the rendered file."""
