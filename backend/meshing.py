@@ -164,13 +164,25 @@ def _isosurface(grid: volume.Grid, field: np.ndarray, known: np.ndarray | None) 
     if pad:
         field = np.pad(field, pad, constant_values=1.0)
     try:
-        vertices, faces, _, _ = measure.marching_cubes(field, 0.0, mask=known, gradient_direction="descent")
+        vertices, faces, _, _ = measure.marching_cubes(
+            field, 0.0, mask=None if known is None else _known_cells(known), gradient_direction="descent"
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError("mesh: no surface between what the cameras saw as solid and as empty") from error
     faces = faces.astype(np.int64)
     vertices = mesh_repair.taubin(vertices, faces, rounds=SMOOTHING_ROUNDS)
     world = grid.origin + (vertices - pad) * grid.voxel
     return Mesh(world.astype(np.float32), faces.astype(np.int32))
+
+
+def _known_cells(known: np.ndarray) -> np.ndarray:
+    """[X,Y,Z] bool for marching_cubes, which asks for a cell at its last corner: all eight corners are known."""
+    cells = np.zeros_like(known)
+    cells[1:, 1:, 1:] = True
+    for i, j, k in np.ndindex(2, 2, 2):
+        corner = known[i : known.shape[0] - 1 + i, j : known.shape[1] - 1 + j, k : known.shape[2] - 1 + k]
+        cells[1:, 1:, 1:] &= corner
+    return cells
 
 
 def _decimated(mesh: Mesh, target: int, *, closed: bool) -> Mesh:

@@ -72,8 +72,8 @@ def _looking(forward: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def inside_masks(points: np.ndarray, masks: volume.Silhouettes) -> np.ndarray:
-    """[N] bool: in no view on the background."""
-    inside = np.ones(len(points), dtype=bool)
+    """[N] bool: within the picture of some view, and in no view on the background."""
+    inside, seen = np.ones(len(points), dtype=bool), np.zeros(len(points), dtype=bool)
     viewmats, Ks = masks.cameras.viewmats.numpy().astype(np.float64), masks.cameras.Ks.numpy().astype(np.float64)
     for view in range(len(masks.cameras)):
         local = points @ viewmats[view, :3, :3].T + viewmats[view, :3, 3]
@@ -82,8 +82,9 @@ def inside_masks(points: np.ndarray, masks: volume.Silhouettes) -> np.ndarray:
         column, row = np.floor(np.clip(pixel, -1, 1e6)).astype(int).T
         height, width = masks.distance[view].shape
         within = (local[:, 2] > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        seen |= within
         inside[within] &= masks.distance[view][row[within], column[within]] > -1
-    return inside
+    return inside & seen
 
 
 def unprojected(scan: volume.Scan, stride: int = 2) -> np.ndarray:

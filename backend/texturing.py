@@ -40,7 +40,7 @@ FINENESS_POWER = 2.0  # of the pixels per scene unit
 EDGE_PIXELS = 3.0  # a pixel this far from an edge, or farther, counts fully
 EDGE_FLOOR = 0.01  # what a pixel at the very edge counts
 COSINE_FLOOR = 0.08  # flatter views of a texel are not used
-GAUSSIAN_SHARE = 1e-3  # weight of a rendered view against a captured one
+GAUSSIAN_SHARE = 1e-6  # weight of a rendered view against a captured one: any fair captured view wins
 DEPTH_PIXELS = 1.5  # slack of the visibility test, in pixels' sizes; more for a slanted surface
 VIRTUAL_SIZE = 384  # pixels of a rendered view
 
