@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 from backend import spherical_harmonics
+from backend.cameras import Cameras
 
 # Constants of gsplat's classic mode. One differs: gsplat clamps alpha at 0.999, the rasteriser that LGM and GRM were
 # trained with at 0.99; the published networks' pictures decide.
@@ -50,8 +51,11 @@ class Scene(NamedTuple):
 
 
 class Lens(NamedTuple):
-    """One camera: float64 arrays `viewmat` [4,4] world to camera and `centre` [3] in the world, then pixels (see
-    Cameras.Ks).
+    """One camera.
+
+    viewmat   [4,4] float64 world to camera; centre [3] float64 in the world
+    fx ... cy pixels (see Cameras.Ks)
+    tangents  [4] float64: lowest and highest x/z, then y/z, at which the Jacobian still follows a Gaussian
     """
 
     viewmat: np.ndarray
@@ -60,9 +64,36 @@ class Lens(NamedTuple):
     fy: float
     cx: float
     cy: float
+    tangents: np.ndarray
     width: int
     height: int
     orthographic: bool
+
+
+def lenses(cameras: Cameras) -> list[Lens]:
+    """The cameras as the kernels take them."""
+    viewmats, Ks = cameras.viewmats.detach().double().cpu().numpy(), cameras.Ks.detach().double().cpu().numpy()
+    centres = cameras.centres.detach().double().cpu().numpy()
+    return [
+        _lens(
+            np.ascontiguousarray(viewmats[view]),
+            np.ascontiguousarray(centres[view]),
+            Ks[view],
+            (cameras.width, cameras.height),
+            bool(cameras.orthographic[view]),
+        )
+        for view in range(len(cameras))
+    ]
+
+
+def _lens(viewmat: np.ndarray, centre: np.ndarray, K: np.ndarray, size: tuple[int, int], orthographic: bool) -> Lens:
+    width, height = size
+    fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+    margin_x, margin_y = TAN_MARGIN * 0.5 * width / fx, TAN_MARGIN * 0.5 * height / fy
+    low_x, high_x = -cx / fx - margin_x, (width - cx) / fx + margin_x
+    low_y, high_y = -cy / fy - margin_y, (height - cy) / fy + margin_y
+    tangents = np.array([low_x, high_x, low_y, high_y])
+    return Lens(viewmat, centre, fx, fy, cx, cy, tangents, width, height, orthographic)
 
 
 @njit(cache=True, inline="always", error_model="numpy")
@@ -96,10 +127,10 @@ def _rotation(w, x, y, z):
 
 
 @njit(cache=True, inline="always", error_model="numpy")
-def _held_tangent(ratio, focal, centre, size):
-    """x/z (or y/z) held near the picture, where a linear approximation of the perspective still means something."""
-    margin = TAN_MARGIN * 0.5 * size / focal
-    return min(max(ratio, -centre / focal - margin), (size - centre) / focal + margin)
+def _held_tangents(lens, ratio_x, ratio_y):
+    """x/z and y/z held near the picture, where a linear approximation of the perspective still means something."""
+    low_x, high_x, low_y, high_y = lens.tangents[0], lens.tangents[1], lens.tangents[2], lens.tangents[3]
+    return min(max(ratio_x, low_x), high_x), min(max(ratio_y, low_y), high_y)
 
 
 @njit(cache=True, inline="always", error_model="numpy")
@@ -110,8 +141,7 @@ def _plane_axes(lens, x, y, z):
         a, b, tan_x, tan_y = lens.fx, lens.fy, 0.0, 0.0
     else:
         a, b = lens.fx / z, lens.fy / z
-        tan_x = _held_tangent(x / z, lens.fx, lens.cx, lens.width)
-        tan_y = _held_tangent(y / z, lens.fy, lens.cy, lens.height)
+        tan_x, tan_y = _held_tangents(lens, x / z, y / z)
     return (
         (a * (v[0, 0] - tan_x * v[2, 0]), a * (v[0, 1] - tan_x * v[2, 1]), a * (v[0, 2] - tan_x * v[2, 2])),
         (b * (v[1, 0] - tan_y * v[2, 0]), b * (v[1, 1] - tan_y * v[2, 1]), b * (v[1, 2] - tan_y * v[2, 2])),
@@ -260,8 +290,7 @@ def _position_backward(lens, x, y, z, grad, gp_x, gp_y):
         return lens.fx * grad[MEAN_X], lens.fy * grad[MEAN_Y], float(grad[DEPTH])
     v = lens.viewmat
     a, b, ratio_x, ratio_y = lens.fx / z, lens.fy / z, x / z, y / z
-    tan_x = _held_tangent(ratio_x, lens.fx, lens.cx, lens.width)
-    tan_y = _held_tangent(ratio_y, lens.fy, lens.cy, lens.height)
+    tan_x, tan_y = _held_tangents(lens, ratio_x, ratio_y)
     forward = (v[2, 0], v[2, 1], v[2, 2])
     forward_x, forward_y = _dot(gp_x, forward), _dot(gp_y, forward)
     scale_x = _dot(gp_x, (v[0, 0], v[0, 1], v[0, 2])) - tan_x * forward_x  # by a

@@ -17,7 +17,7 @@ from backend.blending import blend, blend_backward, sum_pairs
 from backend.cameras import Cameras
 from backend.gaussians import Gaussians
 from backend.median import blend_median
-from backend.projection import MEAN_X, MEAN_Y, SPLAT_COLUMNS, Lens, Scene, project, project_backward
+from backend.projection import MEAN_X, MEAN_Y, SPLAT_COLUMNS, Lens, Scene, lenses, project, project_backward
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,6 @@ def rasterise_median_depth(gaussians: Gaussians, cameras: Cameras) -> Tensor:
         plane = prepare(scene, lens, workers)
         blend_median(plane.sorted, plane.bins, workers, depth.numpy()[view])
     return depth
-
-
-def lenses(cameras: Cameras) -> list[Lens]:
-    """The cameras as the kernels take them."""
-    viewmats, Ks = cameras.viewmats.detach().double().cpu().numpy(), cameras.Ks.detach().double().cpu().numpy()
-    centres = cameras.centres.detach().double().cpu().numpy()
-    return [
-        Lens(
-            viewmat=np.ascontiguousarray(viewmats[view]),
-            centre=np.ascontiguousarray(centres[view]),
-            fx=float(Ks[view, 0, 0]),
-            fy=float(Ks[view, 1, 1]),
-            cx=float(Ks[view, 0, 2]),
-            cy=float(Ks[view, 1, 2]),
-            width=cameras.width,
-            height=cameras.height,
-            orthographic=bool(cameras.orthographic[view]),
-        )
-        for view in range(len(cameras))
-    ]
 
 
 def prepare(scene: Scene, lens: Lens, workers: int, screen_offsets: np.ndarray | None = None) -> Plane:

@@ -14,7 +14,8 @@ from backend import binning
 from backend.binning import bin_splats, sort_by_depth
 from backend.cameras import Cameras
 from backend.gaussians import Gaussians
-from backend.rasterise_cpu import Scene, lenses, prepare, rasterise, rasterise_median_depth
+from backend.projection import Scene, lenses
+from backend.rasterise_cpu import prepare, rasterise, rasterise_median_depth
 from backend.rasterise_reference import project_reference, rasterise_reference
 from tests.splat_scenes import cameras_around, in_float64, random_gaussians, with_gradients
 
