@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,13 +45,12 @@ class ProgressLines:
 
     stage: str = ""
     shown: float = -1.0
-    write: Callable[[str], Any] = field(default=sys.stderr.write)
 
     def __call__(self, stage: str, fraction: float) -> None:
         if stage == self.stage and fraction < self.shown + SHOWN_STEP:
             return
         self.stage, self.shown = stage, fraction
-        self.write(f"gaussmith: {stage} {round(100 * fraction)} %\n")
+        sys.stderr.write(f"gaussmith: {stage} {round(100 * fraction)} %\n")
         sys.stderr.flush()
 
 

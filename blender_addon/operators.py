@@ -8,7 +8,7 @@ import bpy
 from bpy.props import EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
 
-from . import environment, ply, preferences, properties, result, splat_object, studio
+from . import environment, ply, preferences, properties, result, scene_advice, splat_object, studio
 from .views import CaptureError
 
 Result = set[str]
@@ -148,6 +148,22 @@ class GAUSSMITH_OT_select_result(bpy.types.Operator):
             item.select_set(False)
         empty.select_set(True)
         context.view_layer.objects.active = empty
+        return {"FINISHED"}
+
+
+class GAUSSMITH_OT_fix_scene(bpy.types.Operator):
+    bl_idname = "gaussmith.fix_scene"
+    bl_label = "Fix"
+    bl_description = "Change this setting of the scene"
+    bl_options = {"REGISTER", "UNDO"}
+
+    fix: StringProperty(name="Fix", description="Which setting", options={"HIDDEN"})  # type: ignore[valid-type]
+
+    def execute(self, context: bpy.types.Context) -> Result:
+        if self.fix not in scene_advice.FIXES:
+            self.report({"ERROR"}, f"There is no fix {self.fix!r}")
+            return {"CANCELLED"}
+        scene_advice.apply_fix(context.scene, self.fix)
         return {"FINISHED"}
 
 

@@ -88,7 +88,7 @@ class Order:
             "model": self.model,
             "settings": settings,
             "seed": self.seed,
-            "weight_hash": report.get("weight_hash", ""),
+            "weight_hash": report.get("weights_sha256", ""),
             "times": times,
             "psnr": report.get("psnr"),
             "report": report,

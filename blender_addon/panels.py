@@ -9,7 +9,7 @@ import bpy
 from bpy.app.translations import pgettext_iface as iface
 from bpy.app.translations import pgettext_rpt as rpt
 
-from . import environment, operators, preferences, result, studio
+from . import environment, operators, preferences, result, scene_advice, studio
 from .session import SessionState
 
 CATEGORY = "Gaussmith"
@@ -191,6 +191,7 @@ class GAUSSMITH_PT_result(_Sidebar, bpy.types.Panel):
         layout = self.layout
         if result.is_result(empty):
             draw_result(layout, empty)
+            draw_advice(layout, context.scene)
         else:
             row = layout.row()
             row.active = False
@@ -209,6 +210,14 @@ def draw_result(layout: bpy.types.UILayout, empty: Any) -> None:
     figures = result.recipe_of(empty)
     if figures.get("psnr") is not None:
         layout.label(text=iface("Match") + f": {figures['psnr']:.1f} dB", translate=False)
+
+
+def draw_advice(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """What keeps splats from looking as they should, each with a button that changes it."""
+    for sentence, fix in scene_advice.scene_advice(scene):
+        row = layout.box().row()
+        draw_sentence(row.column(align=True), sentence, icon="INFO", width=LINE - 10)
+        row.operator("gaussmith.fix_scene").fix = fix
 
 
 # ---- preferences

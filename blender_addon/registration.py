@@ -18,6 +18,7 @@ CLASSES: tuple[Any, ...] = (
     operators.GAUSSMITH_OT_insert_result,
     operators.GAUSSMITH_OT_show,
     operators.GAUSSMITH_OT_select_result,
+    operators.GAUSSMITH_OT_fix_scene,
     operators.GAUSSMITH_OT_import_ply,
     operators.GAUSSMITH_OT_export_ply,
     operators.GAUSSMITH_OT_open_preferences,

@@ -43,8 +43,9 @@ class TickFigures:
     longest: float = 0.0
     longest_capture: float = 0.0  # preparing the scene and starting a render are single calls into Blender
     longest_insert: float = 0.0  # the operator together with Blender's own undo step
+    longest_cpu: float = 0.0  # as `longest`, without the time in which other programs had the processor
 
-    def count(self, phase: str, seconds: float) -> None:
+    def count(self, phase: str, seconds: float, cpu_seconds: float) -> None:
         self.ticks += 1
         if phase == "CAPTURING":
             self.longest_capture = max(self.longest_capture, seconds)
@@ -52,6 +53,7 @@ class TickFigures:
             self.longest_insert = max(self.longest_insert, seconds)
         else:
             self.longest = max(self.longest, seconds)
+            self.longest_cpu = max(self.longest_cpu, cpu_seconds)
             self.slow += seconds > SLOW_TICK
 
 
@@ -136,7 +138,7 @@ class Studio:
 
     def tick(self) -> float:
         """One short turn of everything that runs; the seconds until the next."""
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         phase = self.generation.phase if self.generation is not None else ""
         try:
             pause = self._turn(began)
@@ -144,7 +146,7 @@ class Studio:
             log.exception("a turn of the timer failed")
             self._stumbled(error)
             pause = IDLE
-        self.figures.count(phase, time.perf_counter() - began)
+        self.figures.count(phase, time.perf_counter() - began, time.thread_time() - cpu_began)
         return pause
 
     def _turn(self, began: float) -> float:
@@ -293,8 +295,9 @@ def _after_replacing(*_: Any) -> None:
 
 @persistent
 def _before_exit(*_: Any) -> None:
-    if _HOLDER.studio is not None:
-        _HOLDER.studio.close()
+    studio = getattr(_HOLDER, "studio", None)  # a Python that ends has taken _HOLDER away already
+    if studio is not None:
+        studio.close()
 
 
 HANDLERS = [("undo_pre", _before_undo), ("redo_pre", _before_undo), ("load_pre", _before_load)]

@@ -9,8 +9,9 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
-import build_addon
 import pytest
+
+import build_addon
 from build_addon import EDITIONS, WHEEL_PLATFORMS, Edition, build
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,6 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 QUICK = {
     "count": 8,
+    "quality": "PREVIEW",
     "use_resolution": True,
     "resolution": 128,
     "use_steps": True,
@@ -71,6 +72,7 @@ class Window:
         for row in range(y + 30, y + height, 40):
             self.move(x + width - TABS_WIDTH / 2, row)
             self.click()
+            time.sleep(1)  # a machine without a graphics card draws slowly
             if self.state()["category"] == name:
                 return
         raise SystemExit(f"the sidebar has no tab {name}")
@@ -108,7 +110,7 @@ def tall_button(pixels: bytes, width: int, colour: tuple[int, ...]) -> tuple[int
 
 
 def use(window: Window) -> dict[str, Any]:
-    window.until("the panel", lambda state: True, 30)
+    window.until("the sidebar", lambda state: state["sidebar"][2] > 100, 60)
     window.open_tab("Gaussmith")
     time.sleep(1)
     window.picture("1_panel")

@@ -30,7 +30,7 @@ def button_colour() -> list[int]:
 
 
 def state() -> dict[str, Any]:
-    area, region = sidebar()
+    _, region = sidebar()
     window, running = bpy.context.window_manager.windows[0], studio.current()
     run = running.generation
     found: dict[str, Any] = {
@@ -62,6 +62,10 @@ def apply_settings() -> None:
         wanted = json.loads(SETTINGS.read_text())
     except json.JSONDecodeError:
         return
+    for name in wanted.pop("hidden", ()):
+        bpy.data.objects[name].hide_set(True)
+    area, _ = sidebar()
+    area.spaces[0].shading.type = wanted.pop("shading", "SOLID")
     chosen = bpy.context.scene.gaussmith
     for name, value in wanted.items():
         if getattr(chosen, name) != value:
@@ -71,7 +75,6 @@ def apply_settings() -> None:
 def prepare() -> None:
     area, _ = sidebar()
     area.spaces[0].show_region_ui = True
-    area.spaces[0].shading.type = "MATERIAL"
     bpy.app.timers.register(write_state, first_interval=1, persistent=True)
 
 
