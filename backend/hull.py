@@ -69,8 +69,8 @@ def common_box(views: Views) -> tuple[Tensor, Tensor]:
     """The corners [3], [3] of the box around the part of space that every mask's bounding rectangle allows.
 
     Each side of a rectangle is a plane through its camera, unless the object is cut off there by the frame; six linear
-    programmes find the box. With too few directions to close it, the depth of each camera's share is held to the
-    object's apparent width. Raises NothingSeen where no mask shows anything or where the masks contradict each other.
+    programmes find the box. With too few directions to close it, frames count as sides too and the depth of each
+    camera's share is held to the object's apparent width. Raises NothingSeen where no mask shows anything or where the masks contradict each other.
     """
     shown = [view for view in range(len(views)) if bool((views.images[view, ..., 3] > 0.5).any())]
     if not shown:
@@ -79,7 +79,8 @@ def common_box(views: Views) -> tuple[Tensor, Tensor]:
     box = _box_of(planes)
     if box is None:
         depths = [_depth_planes(views, view, meeting_point(views.cameras[shown])) for view in shown]
-        box = _box_of(np.concatenate([planes, *depths]))
+        frames = [_rectangle_planes(views, view, frame_closes=True) for view in shown]
+        box = _box_of(np.concatenate([*frames, *depths]))
     if box is None:
         raise NothingSeen("The cameras see no common object: their masks have no part of space in common.")
     low, high = box
@@ -124,8 +125,11 @@ def _sample_mask(alpha: Tensor, pixels: Tensor, depth: Tensor, voxel_pixels: flo
     return torch.where(inside, values, 1.0)
 
 
-def _rectangle_planes(views: Views, view: int) -> np.ndarray:
-    """[P,4] rows (n, d): n.x <= d for points in front of the camera that project into the mask's rectangle."""
+def _rectangle_planes(views: Views, view: int, *, frame_closes: bool = False) -> np.ndarray:
+    """[P,4] rows (n, d): n.x <= d for points in front of the camera that project into the mask's rectangle.
+
+    frame_closes  whether sides where the object is cut off by the frame count too
+    """
     rows, columns = torch.nonzero(views.images[view, ..., 3] > 0.5, as_tuple=True)
     height, width = views.cameras.height, views.cameras.width
     left, right = int(columns.min()), int(columns.max()) + 1
@@ -135,12 +139,12 @@ def _rectangle_planes(views: Views, view: int) -> np.ndarray:
     sides = [(0, (left - cx) / fx, -1.0, left > 0), (0, (right - cx) / fx, 1.0, right < width)]
     sides += [(1, (top - cy) / fy, -1.0, top > 0), (1, (bottom - cy) / fy, 1.0, bottom < height)]
     pinhole = not bool(views.cameras.orthographic[view])
-    local = [(0.0, 0.0, -1.0, 0.0)] if pinhole else []
+    local = [[0.0, 0.0, -1.0, 0.0]] if pinhole else []
     for axis, edge, sign, closed in sides:
-        if closed:
+        if closed or frame_closes:
             normal = [0.0, 0.0, -sign * edge if pinhole else 0.0]
             normal[axis] = sign
-            local.append((*normal, 0.0 if pinhole else sign * edge))
+            local.append([*normal, 0.0 if pinhole else sign * edge])
     return _to_world(np.array(local).reshape(-1, 4), views.cameras, view)
 
 

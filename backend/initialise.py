@@ -16,7 +16,7 @@ from backend.radiance_grid import RadianceGrid
 
 FLATNESS = 0.3  # thickness of a starting splat in units of its width, where the surface's direction is known
 GRID_STRIDE = 0.5  # voxels between the samples of a ray when a fitted grid is looked at
-WIDTH = 0.6  # standard deviation of a starting splat in units of the distance to its neighbour
+WIDTH = 0.5  # standard deviation of a starting splat in units of the distance to its neighbour
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def merge(surfels: Surfels, cells: float) -> Surfels:
     """One sample for each occupied cubic cell, whose edge is about `cells` times the size of the samples in it."""
     if len(surfels) == 0:
         return surfels
-    level = (2 * torch.log2(surfels.sizes * cells)).round()
-    edge = 2 ** (level / 2)
+    finest = surfels.sizes.amin()
+    level = (2 * torch.log2(surfels.sizes / finest)).round()
+    edge = cells * finest * 2 ** (level / 2)
     base = surfels.points.amin(0)
     index = ((surfels.points - base) / edge[:, None]).floor().long()
     keys = torch.cat([index, level.long()[:, None]], dim=1)

@@ -146,7 +146,7 @@ def fit_grid(
 def _level_start(views: Views, grid: VoxelGrid, coarser: RadianceGrid | None, config: GridConfig) -> RadianceGrid:
     """The grid's values before its first step: the hull in grey, or the coarser level's values between its voxels."""
     hull = visual_hull(views, grid).numpy()
-    free = ndimage.binary_dilation(hull > config.hull_threshold)
+    free = np.array(ndimage.binary_dilation(hull > config.hull_threshold), bool)
     for axis in range(3):  # the kernels read one voxel beyond each free one
         np.moveaxis(free, axis, 0)[[0, -1]] = False
     if coarser is None:
@@ -181,7 +181,8 @@ def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tup
     met = np.zeros((len(marched.rows), grid_kernels.OUT_COLUMNS), np.float32)
     grid_kernels.trace(solid, fitted.active, marched.rows, np.float32(config.stride), numba.get_num_threads(), met)
     hit = met[:, 3] > 0.01
-    chosen = _Rays(marched.rows[hit], marched.first_z[hit], marched.step_z[hit])
+    keep = torch.from_numpy(hit)
+    chosen = _Rays(marched.rows[hit], marched.first_z[keep], marched.step_z[keep])
     return cameras, chosen, np.ascontiguousarray(reduced.numpy()[hit])
 
 

@@ -28,10 +28,10 @@ class LearningRates:
     """
 
     means: float = 1.6e-4
-    log_scales: float = 5e-3
+    log_scales: float = 1e-2
     quats: float = 1e-3
     logits: float = 5e-2
-    colours: float = 1e-2
+    colours: float = 2.5e-2
     harmonics: float = 5e-4
 
 
