@@ -1,0 +1,219 @@
+"""The whole path on a small scene of its own: build, capture 16 views, generate splats and a mesh, save, compare.
+
+    make demo        writes out/demo.blend, out/demo.png and out/demo.json
+
+Runs with the bpy wheel (no Blender needed) and the backend's environment named by GAUSSMITH_PYTHON.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bpy
+import numpy as np
+from mathutils import Vector
+
+import blender_addon
+from blender_addon import api, result
+from blender_addon.views import CapturedViews
+
+VIEWS = 16
+RESOLUTION = 320
+CHECKED = ((25.0, 12.0), (140.0, 32.0), (265.0, 50.0))  # azimuth and elevation in degrees of cameras not used
+CHECKED_DISTANCE = 5.2  # scene units, a little farther than the capture's own orbit
+
+
+def mix_material(name: str, pattern: str, scale: float, colours: tuple[tuple[float, ...], tuple[float, ...]]):
+    """A rough material whose base colour is a procedural pattern between two colours."""
+    material = bpy.data.materials.new(name)
+    material.use_nodes = True
+    nodes, links = material.node_tree.nodes, material.node_tree.links
+    texture, ramp = nodes.new(pattern), nodes.new("ShaderNodeValToRGB")
+    texture.inputs["Scale"].default_value = scale
+    for element, colour in zip(ramp.color_ramp.elements, colours, strict=True):
+        element.color = (*colour, 1)
+    ramp.color_ramp.elements[0].position, ramp.color_ramp.elements[1].position = 0.4, 0.6
+    shader = next(node for node in nodes if node.type == "BSDF_PRINCIPLED")
+    shader.inputs["Roughness"].default_value = 0.9
+    links.new(texture.outputs[0], ramp.inputs[0])
+    links.new(ramp.outputs[0], shader.inputs["Base Color"])
+    return material
+
+
+def build_scene() -> bpy.types.Object:
+    """Suzanne on a plinth, away from the origin and turned, selected, under a soft sky and a sun; returns their empty."""
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    scene = bpy.context.scene
+    scene.render.engine = "CYCLES"
+    scene.world = bpy.data.worlds.new("Sky")
+    scene.world.use_nodes = True
+    scene.world.node_tree.nodes["Background"].inputs[0].default_value = (0.9, 0.95, 1.0, 1)
+    bpy.ops.object.light_add(type="SUN", rotation=(0.7, 0.2, 0.5))
+    bpy.context.object.data.energy = 1.5
+    bpy.context.object.data.angle = 0.5
+
+    bpy.ops.object.empty_add(location=(3.0, -2.0, 0.5), rotation=(0, 0, 0.6))
+    parent = bpy.context.object
+    parent.name = "Figure"
+    bpy.ops.mesh.primitive_monkey_add(size=1.6, location=(0, 0, 1.25), rotation=(-0.45, 0, 0))
+    head = bpy.context.object
+    head.modifiers.new("Smooth", "SUBSURF").render_levels = 2
+    bpy.ops.object.shade_smooth()
+    bpy.ops.mesh.primitive_cylinder_add(radius=0.75, depth=0.5, location=(0, 0, 0.25), vertices=48)
+    plinth = bpy.context.object
+    head.data.materials.append(
+        mix_material("Glaze", "ShaderNodeTexVoronoi", 5, ((0.03, 0.25, 0.4), (0.85, 0.55, 0.15)))
+    )
+    plinth.data.materials.append(mix_material("Wood", "ShaderNodeTexNoise", 6, ((0.35, 0.14, 0.06), (0.75, 0.5, 0.3))))
+    for child in (head, plinth):
+        child.parent = parent
+    bpy.ops.object.select_all(action="DESELECT")
+    for thing in (parent, head, plinth):
+        thing.select_set(True)
+    bpy.context.view_layer.objects.active = head
+    return parent
+
+
+def add_checking_cameras(target: bpy.types.Object) -> list[bpy.types.Object]:
+    """Cameras between and above those of the capture, all aimed at the middle of the figure."""
+    made = []
+    middle = target.matrix_world @ Vector((0, 0, 0.9))
+    for azimuth, elevation in np.radians(CHECKED):
+        across = CHECKED_DISTANCE * math.cos(elevation)
+        offset = Vector(
+            (across * math.sin(azimuth), -across * math.cos(azimuth), CHECKED_DISTANCE * math.sin(elevation))
+        )
+        camera = bpy.data.objects.new("Check", bpy.data.cameras.new("Check"))
+        camera.location = middle + offset
+        camera.rotation_euler = (-offset).to_track_quat("-Z", "Y").to_euler()
+        bpy.context.scene.collection.objects.link(camera)
+        made.append(camera)
+    bpy.context.scene.camera = made[0]
+    return made
+
+
+def photograph(things: list[bpy.types.Object]) -> CapturedViews:
+    """The things alone, from the checking cameras, through Blender's own renderer."""
+    return api.capture_views(
+        source="cameras", objects=things, resolution=RESOLUTION, quality="preview", depth=False, others="hidden"
+    )
+
+
+def on_white(views: CapturedViews) -> np.ndarray:
+    """[V,H,W,3] float, 0..1."""
+    alpha = views.images[..., 3:] / 255
+    return views.images[..., :3] / 255 * alpha + 1 - alpha
+
+
+def psnr(got: CapturedViews, want: CapturedViews) -> float:
+    """dB between two captures on white."""
+    return float(-10 * math.log10(max(np.mean((on_white(got) - on_white(want)) ** 2), 1e-10)))
+
+
+def save_sheet(columns: list[CapturedViews], path: Path) -> None:
+    """One row a camera, one column a capture, as a PNG."""
+    sheet = np.concatenate([np.concatenate(list(on_white(views)), axis=0) for views in columns], axis=1)
+    height, width = sheet.shape[:2]
+    image = bpy.data.images.new("Sheet", width, height)
+    pixels = np.concatenate([sheet, np.ones((height, width, 1))], axis=2)[::-1].astype(np.float32)
+    image.pixels.foreach_set(np.ascontiguousarray(pixels).reshape(-1))
+    image.filepath_raw, image.file_format = str(path), "PNG"
+    image.save()
+    bpy.data.images.remove(image)
+
+
+class Console:
+    """The terminal. Blender's own chatter, which comes from C and never ends, goes to a log file meanwhile."""
+
+    def __init__(self, log: Path) -> None:
+        self._terminal = os.fdopen(os.dup(1), "w")
+        self._shown = ("", -1)
+        sys.stdout.flush()
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+
+    def tell(self, line: str) -> None:
+        self._terminal.write(line + "\n")
+        self._terminal.flush()
+
+    def progress(self, label: str, fraction: float) -> None:
+        """One line a fifth of each stage."""
+        shown = (label, int(fraction * 5))
+        if shown != self._shown:
+            self._shown = shown
+            self.tell(f"{fraction:5.0%}  {label}")
+
+
+def run(out: Path, console: Console) -> dict[str, Any]:
+    """The demo; returns what it prints: times in seconds, PSNR in dB."""
+    began = time.monotonic()
+    console.tell(f"Capturing {VIEWS} views, then fitting splats and a mesh to them")
+    figure = build_scene()
+    made = api.generate(
+        source="orbit",
+        views=VIEWS,
+        resolution=RESOLUTION,
+        mesh=True,
+        name="Figure",
+        on_progress=console.progress,
+        quality="preview",
+    )
+    generated = time.monotonic()
+    console.tell(f"Rendering {len(CHECKED)} unseen views of the original, the splats and the mesh")
+    add_checking_cameras(figure)
+    assert made.splats is not None and made.mesh is not None
+    original = photograph([figure])
+    result.show(made.empty, "MESH")
+    mesh = photograph([made.mesh])
+    result.show(made.empty, "SPLATS")
+    splats = photograph([made.splats])
+    save_sheet([original, splats, mesh], out / "demo.png")
+    bpy.ops.wm.save_as_mainfile(filepath=str(out / "demo.blend"), compress=True)
+    return {
+        "generate_seconds": generated - began,
+        "total_seconds": time.monotonic() - began,
+        "times": made.report["times"],
+        "psnr_inputs": made.report["psnr"],
+        "psnr_splats_unseen": psnr(splats, original),
+        "psnr_mesh_unseen": psnr(mesh, original),
+        "objects": made.report["objects"],
+    }
+
+
+def summary(figures: dict[str, Any], out: Path) -> str:
+    times = figures["times"]
+    return (
+        f"capture {times['capture_seconds']:.0f} s, reconstruction {times['reconstruct_seconds']:.0f} s, "
+        f"in all {figures['total_seconds']:.0f} s\n"
+        f"PSNR on the captured views {figures['psnr_inputs']:.1f} dB; from {len(CHECKED)} unseen cameras in Cycles: "
+        f"splats {figures['psnr_splats_unseen']:.1f} dB, mesh {figures['psnr_mesh_unseen']:.1f} dB\n"
+        f"wrote {out / 'demo.blend'}, {out / 'demo.png'} and {out / 'demo.json'}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    out = parser.parse_args().out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(out / "demo.log")
+    blender_addon.register()
+    try:
+        figures = run(out, console)
+    finally:
+        blender_addon.unregister()
+    (out / "demo.json").write_text(json.dumps(figures, indent=1))
+    console.tell(summary(figures, out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
