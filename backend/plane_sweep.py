@@ -1,345 +1,304 @@
-"""Depth maps of posed photographs: a plane sweep scored by correlation, smoothed, and checked between views.
+"""Depth of posed photographs by plane-sweep stereo (Collins 1996), on the CPU.
 
-Collins 1996 for the sweep, Hirschmüller 2008 for the smoothing (semi-global matching); planes even in inverse depth.
+Each view is matched against a few neighbours over planes of even inverse depth (even depth for an orthographic view) by
+zero-mean normalised cross-correlation, the best half of the neighbours counting, since some do not see the surface. The
+cost is regularised along scanlines (Hirschmüller 2008), the depth refined between the planes and trusted where other
+views' depth agrees. Rounds at half the resolution find each view's range of depth, which at first is bounded only by how
+far the cameras are apart.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backend import sweep_kernels as kernels
 from backend.cameras import Cameras, Views
+from backend.monitor import Monitor, Silent
+
+RANGE_ROUNDS = 2  # sweeps at half the resolution that only find where the depth lies
+NEAREST = 0.5  # first bound: no surface nearer than this share of the typical distance between neighbouring cameras
+FARTHEST = 1000.0  # first bound, in units of the nearest
+COMPANIONS = 8  # cameras around one that say what a typical distance is
+WIDEST_TURN = 60.0  # degrees between viewing directions beyond which two views are not matched
+BEST_ANGLE, SHARPER, WIDER = 7.0, 3.0, 12.0  # degrees of parallax: the best, and how fast less and more are worse
+LEAST_WORTH = 1e-3  # of a pair of views: below it they have no overlap or no parallax
+RANGE_QUANTILES = (0.01, 0.99)
+RANGE_MARGIN = 1.4  # inverse depths found in a round leave this factor of room on both sides
+ENOUGH = 100  # confirmed pixels that make a view's range its own
+WINDOW_RADIUS = 2  # pixels
+STEP_COST, JUMP_COST = np.float32(0.03), np.float32(0.2)
+CONTRAST = 0.05  # summed over the four directions
+TOLERANCE, REACH = 0.03, 1.0  # relative depth and pixels within which two views agree
+VOTERS = 8  # other views that may confirm a depth
+FULL_TRUST = 4  # so many that do are enough
+PROBES = (6, 4)  # columns and rows of pixels, and at how many depths, that stand for a picture when pairs are chosen
+PROBE_DEPTHS = 8
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Depths that V views are swept between, scene units: near and far, [V] float64."""
+
+    near: np.ndarray
+    far: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Cameras of pictures of one size as the kernels take them.
+
+    viewmats, c2w  [V,4,4] float64, world to camera and back
+    lenses         [V,5] float64: fx, fy, cx, cy in pixels, and 1 for an orthographic camera, else 0
+    """
+
+    viewmats: np.ndarray
+    c2w: np.ndarray
+    lenses: np.ndarray
+    height: int
+    width: int
+
+
+def rig_of(cameras: Cameras) -> Rig:
+    c2w, Ks = cameras.c2w.double().cpu().numpy(), cameras.Ks.double().cpu().numpy()
+    lenses = np.stack([Ks[:, 0, 0], Ks[:, 1, 1], Ks[:, 0, 2], Ks[:, 1, 2], cameras.orthographic.cpu().numpy()], axis=1)
+    return Rig(np.linalg.inv(c2w), c2w, lenses, cameras.height, cameras.width)
+
+
+def sweep_depth(
+    views: Views, *, planes: int = 96, neighbours: int = 4, side: int = 240, monitor: Monitor
+) -> tuple[Tensor, Tensor]:
+    """Depth of every view, matched against its `neighbours` best neighbours over `planes` planes.
+
+    planes      depth hypotheses of a view between the nearest and farthest surface that a coarse sweep finds
+    neighbours  views that each view is matched against
+    side        pixels of the longer side at which the matching is done
+    Returns depth [V,H,W] float32, planar, scene units, at the views' own size, 0 where there is nothing to match, and
+    confidence [V,H,W] float32: the share of the other views (FULL_TRUST of them are enough) whose depth agrees. Where
+    it is 0 the depth is a guess. Both are 0 everywhere if no two cameras have parallax. Reports the stage "depth".
+    """
+    total = (RANGE_ROUNDS + 1) * len(views)
+    span = _first_span(rig_of(views.cameras))
+    depth = confidence = np.zeros((len(views), 1, 1), np.float32)
+    for turn in range(RANGE_ROUNDS + 1):
+        pictures = shrunk(views, side if turn == RANGE_ROUNDS else side // 2)
+        sweep = _Sweep(pictures, span, neighbours, planes)
+        depth, confidence = sweep.run(monitor, turn * len(views), total)
+        span = _span_of(depth, confidence, span, sweep.rig)
+    return _enlarged(depth, confidence, views.cameras.height, views.cameras.width)
+
+
+def shrunk(views: Views, side: int) -> Views:
+    """The views without depth, with pictures of at most `side` pixels a side."""
+    height, width = views.cameras.height, views.cameras.width
+    share = min(1.0, max(1, side) / max(height, width))
+    size = (max(1, round(height * share)), max(1, round(width * share)))
+    images = torch.stack([F.adaptive_avg_pool2d(image.permute(2, 0, 1), size) for image in views.images])
+    return Views(images.permute(0, 2, 3, 1), views.cameras.resized(size[1], size[0]), None, views.names)
+
+
+class _Sweep:
+    """One pass over all views at one resolution."""
+
+    def __init__(self, views: Views, span: _Span, neighbours: int, planes: int) -> None:
+        self.rig = rig_of(views.cameras)
+        grey = views.images[..., :3] @ torch.tensor([0.299, 0.587, 0.114])
+        self.grey = np.ascontiguousarray(grey.cpu().numpy(), dtype=np.float32)
+        self.span, self.planes, self.neighbours = span, planes, neighbours
+        self.worth = pair_worths(self.rig, span.near, span.far)
+
+    def run(self, monitor: Monitor, done: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+        """depth and confidence [V,h,w] float32."""
+        depth = np.zeros_like(self.grey)
+        for view in range(len(depth)):
+            monitor.progress("depth", done + view, total)
+            depth[view] = self._depth_of(view)
+        confidence = np.stack([self._confidence_of(depth, view) for view in range(len(depth))])
+        monitor.progress("depth", done + len(depth), total)
+        return depth, confidence
+
+    def _depth_of(self, view: int) -> np.ndarray:
+        """[h,w], 0 where nothing stands out."""
+        others = self._best(view, self.neighbours)
+        if len(others) == 0:
+            return np.zeros_like(self.grey[view])
+        places, depths = self._planes_of(view)
+        ahead, shift = rays_in(self.rig, view, others)
+        cost = np.empty((self.planes, *self.grey[view].shape), np.float32)
+        lenses = self.rig.lenses[others].astype(np.float32)
+        kernels.match(self.grey[view], self.grey[others], ahead, shift, lenses, depths, WINDOW_RADIUS, cost)
+        total = kernels.regularise(cost, self.grey[view], STEP_COST, JUMP_COST)
+        place = kernels.winners(total, places[0], places[1] - places[0], CONTRAST)
+        depth = place if self.rig.lenses[view, 4] else 1 / place
+        return np.nan_to_num(depth, nan=0.0)
+
+    def _planes_of(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places [D], evenly spaced, and depths [D] of the planes: depth itself if orthographic, else its inverse."""
+        near, far = self.span.near[view], self.span.far[view]
+        if self.rig.lenses[view, 4]:
+            places = np.linspace(near, far, self.planes)
+            return places, places.astype(np.float32)
+        places = np.linspace(1 / far, 1 / near, self.planes)
+        return places, (1 / places).astype(np.float32)
+
+    def _confidence_of(self, depth: np.ndarray, view: int) -> np.ndarray:
+        """[h,w] 0..1."""
+        others = self._best(view, VOTERS)
+        votes = np.zeros(depth[view].shape, np.float32)
+        rig = self.rig
+        for other in others:
+            there_and_back = np.stack([rig.viewmats[other] @ rig.c2w[view], rig.viewmats[view] @ rig.c2w[other]])
+            lenses = rig.lenses[[view, other]]
+            kernels.confirm(depth[view], depth[other], there_and_back, lenses, TOLERANCE, REACH, votes)
+        return np.minimum(votes / max(1, min(FULL_TRUST, len(others))), 1)
+
+    def _best(self, view: int, count: int) -> np.ndarray:
+        """The views that see most of what `view` sees at a useful angle, best first."""
+        order = np.argsort(-self.worth[view], kind="stable")[:count]
+        return order[self.worth[view][order] > LEAST_WORTH]
+
+
+def pair_worths(rig: Rig, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """[V,V] 0..1: how well each view (row) can be matched against each other one, with surfaces from near to far [V].
+
+    The mean over pixels and depths of whether the other sees the point, weighted by the angle between the two lines of
+    sight (as MVSNet chooses its sources, Yao et al. 2018, section 4.1, but with points from the cameras alone).
+    """
+    count = len(rig.c2w)
+    forward = rig.c2w[:, :3, 2]
+    turned = np.degrees(np.arccos(np.clip(forward @ forward.T, -1, 1))) > WIDEST_TURN
+    worth = np.zeros((count, count))
+    for view in range(count):
+        points, sight = _probes(rig, view, near[view], far[view])
+        for other in range(count):
+            if other != view and not turned[view, other]:
+                worth[view, other] = _probe_worth(rig, other, points, sight)
+    return worth
+
+
+def _probes(rig: Rig, view: int, near: float, far: float) -> tuple[np.ndarray, np.ndarray]:
+    """World points [P,3] in a camera's view, and its unit lines of sight to them [P,3]."""
+    fx, fy, cx, cy, orthographic = rig.lenses[view]
+    u, v = (np.arange(n) + 0.5 for n in PROBES)
+    u, v = u * rig.width / PROBES[0], v * rig.height / PROBES[1]
+    share = (np.arange(PROBE_DEPTHS) + 0.5) / PROBE_DEPTHS
+    z = near + (far - near) * share if orthographic else 1 / (1 / near + (1 / far - 1 / near) * share)
+    z, v, u = (axis.ravel() for axis in np.meshgrid(z, v, u, indexing="ij"))
+    scale = 1.0 if orthographic else z
+    local = np.stack([(u - cx) / fx * scale, (v - cy) / fy * scale, z], axis=1)
+    points = local @ rig.c2w[view, :3, :3].T + rig.c2w[view, :3, 3]
+    return points, _sight(rig, view, points)
+
+
+def _sight(rig: Rig, view: int, points: np.ndarray) -> np.ndarray:
+    """[P,3] unit directions in which a camera looks at world points."""
+    if rig.lenses[view, 4]:
+        return np.broadcast_to(rig.c2w[view, :3, 2], points.shape)
+    away = points - rig.c2w[view, :3, 3]
+    return away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-30)
+
+
+def _probe_worth(rig: Rig, other: int, points: np.ndarray, sight: np.ndarray) -> float:
+    fx, fy, cx, cy, orthographic = rig.lenses[other]
+    local = points @ rig.viewmats[other, :3, :3].T + rig.viewmats[other, :3, 3]
+    scale = np.ones(len(points)) if orthographic else 1 / np.where(local[:, 2] > 0, local[:, 2], np.inf)
+    u, v = fx * local[:, 0] * scale + cx, fy * local[:, 1] * scale + cy
+    seen = (local[:, 2] > 0) & (u > 0) & (u < rig.width) & (v > 0) & (v < rig.height)
+    parallel = np.einsum("pc,pc->p", sight, _sight(rig, other, points))
+    angle = np.degrees(np.arccos(np.clip(parallel, -1, 1)))
+    spread = np.where(angle < BEST_ANGLE, SHARPER, WIDER)
+    useful = np.exp(-0.5 * ((angle - BEST_ANGLE) / spread) ** 2) * np.minimum(1, angle / 0.5)
+    return float((seen * useful).mean())
+
+
+def rays_in(rig: Rig, view: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ahead, shift [K,h,w,3] float32: a pixel's point at depth z is z ahead + shift in each other camera's space."""
+    fx, fy, cx, cy, orthographic = rig.lenses[view]
+    v, u = np.meshgrid(np.arange(rig.height) + 0.5, np.arange(rig.width) + 0.5, indexing="ij")
+    plane = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u)], axis=-1)
+    ahead, shift = (np.array([0, 0, 1.0]), plane * [1, 1, 0]) if orthographic else (plane, np.zeros(3))
+    between = rig.viewmats[others] @ rig.c2w[view]
+    rotation = between[:, None, None, :3, :3]
+    ahead, shift = (np.broadcast_to(vector, plane.shape)[None, ..., None] for vector in (ahead, shift))
+    start = (rotation @ shift)[..., 0] + between[:, None, None, :3, 3]
+    return (rotation @ ahead)[..., 0].astype(np.float32), start.astype(np.float32)
+
+
+def _first_span(rig: Rig) -> _Span:
+    """What the cameras alone say: nothing much nearer than the next cameras are apart is seen by two of them."""
+    count = len(rig.c2w)
+    centres, forward = rig.c2w[:, :3, 3], rig.c2w[:, :3, 2]
+    apart = np.linalg.norm(centres[:, None] - centres[None], axis=2)
+    turned = np.degrees(np.arccos(np.clip(forward @ forward.T, -1, 1))) > WIDEST_TURN
+    apart = np.where(turned | (apart <= 1e-6 * max(apart.max(), 1e-30)), np.inf, apart)
+    near = np.ones(count)
+    for view in range(count):
+        companions = np.sort(apart[view])[:COMPANIONS]
+        companions = companions[np.isfinite(companions)]
+        near[view] = NEAREST * np.median(companions) if len(companions) else np.nan
+    near = np.where(np.isfinite(near), near, np.nanmedian(near) if np.isfinite(near).any() else 1.0)
+    # an orthographic camera has no preferred scale of depth but its picture's
+    reach = np.maximum(rig.width / rig.lenses[:, 0], near / NEAREST)
+    flat = rig.lenses[:, 4] > 0
+    return _Span(np.where(flat, 0.02 * reach, near), np.where(flat, 4 * reach, FARTHEST * near))
+
+
+def _span_of(depth: np.ndarray, confidence: np.ndarray, span: _Span, rig: Rig) -> _Span:
+    """The depths that other views confirmed, with room on both sides; where hardly any were, the old span."""
+    near, far = span.near.copy(), span.far.copy()
+    for view in range(len(depth)):
+        sure = depth[view][confidence[view] > 0]
+        if len(sure) < ENOUGH * depth[view].size / 10_000:
+            continue
+        low, high = np.quantile(sure, RANGE_QUANTILES)
+        room = (RANGE_MARGIN - 1) * (high - low) + 0.02 * high if rig.lenses[view, 4] else 0.0
+        near[view] = max(low - room, span.near[view]) if room else low / RANGE_MARGIN
+        far[view] = high + room if room else high * RANGE_MARGIN
+    return _Span(near, far)
+
+
+def _enlarged(depth: np.ndarray, confidence: np.ndarray, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Both at another size: depth is interpolated within a surface and taken from the nearest pixel elsewhere."""
+    both = torch.from_numpy(np.stack([depth, confidence], axis=1))
+    if both.shape[2:] == (height, width):
+        return both[:, 0], both[:, 1]
+    nearest = F.interpolate(both, (height, width), mode="nearest-exact")
+    between = F.interpolate(both, (height, width), mode="bilinear", align_corners=False)
+    jumps = F.max_pool2d(both[:, :1], 3, 1, 1) + F.max_pool2d(-both[:, :1], 3, 1, 1) > 0.1 * both[:, :1]
+    jumps = F.interpolate(jumps.float(), (height, width), mode="nearest-exact") > 0
+    return torch.where(jumps, nearest, between)[:, 0], nearest[:, 1]
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How depth is swept.
-
-    longest_side  pictures are reduced to this many pixels along their longest side
-    planes        depths tried
-    neighbours    other views that a view is compared with; the better half of them counts at each pixel
-    radius        pixels of the correlation window on each side of its middle
-    step_cost     cost of one plane more or less than the neighbouring pixel (a match costs (1 - correlation) / 2)
-    jump_cost     cost of any larger jump
-    tolerance     views agree on a depth within this many planes
-    agreeing      other views that must agree
-    worst_cost    matches above this count for nothing
-    """
+    """How `sweep` looks: see `sweep_depth`."""
 
     longest_side: int = 240
-    planes: int = 64
+    planes: int = 96
     neighbours: int = 4
-    radius: int = 2
-    step_cost: float = 0.03
-    jump_cost: float = 0.15
-    tolerance: float = 2.0
-    agreeing: int = 1
-    worst_cost: float = 0.3
+
+
+class _Advancing(Silent):
+    """A monitor that hands progress to a function."""
+
+    def __init__(self, advance: Callable[[int, int], None]) -> None:
+        self._advance = advance
+
+    def progress(self, stage: str, step: int, total: int) -> None:
+        del stage
+        self._advance(step, total)
 
 
 def sweep(views: Views, config: SweepConfig, advance: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    """Planar depth [V,h,w] of reduced pictures, scene units, and whether other views agree with it, [V,h,w] bool.
-
-    advance  called with the number of views done and in all, for both passes together; may raise
-
-    A first pass over a wide range with small pictures finds the depths that occur, a second sweeps those. Views without
-    any other view to compare with have depth 0.
-    """
-    count = len(views)
-    if count < 2:
-        return torch.zeros(count, 1, 1), torch.zeros(count, 1, 1, dtype=torch.bool)
-    partners = neighbours_of(views.cameras, config.neighbours)
-    small = _grey(views, max(32, config.longest_side // 2))
-    wide = _wide_range(small.cameras, partners)
-    rough, cost = _depths_of(small, partners, wide, config, lambda view: advance(view, 2 * count))
-    good = agreement(rough, small.cameras, partners, wide, config) & (cost < 0.5 * config.worst_cost)
-    narrow = _narrow_range(rough[good], wide, config.planes)
-    pictures = _grey(views, config.longest_side)
-    depth, cost = _depths_of(pictures, partners, narrow, config, lambda view: advance(count + view, 2 * count))
-    return depth, agreement(depth, pictures.cameras, partners, narrow, config) & (cost < config.worst_cost)
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Grey pictures [V,h,w] with their cameras."""
-
-    grey: Tensor
-    cameras: Cameras
-
-
-def neighbours_of(cameras: Cameras, count: int) -> list[list[int]]:
-    """For each view the others that likely see the same from elsewhere: near, turned the same way, not in its place."""
-    centres, forward = cameras.centres, cameras.c2w[:, :3, 2]
-    apart = torch.cdist(centres, centres)
-    nearest = apart + torch.diag(torch.full((len(cameras),), math.inf))
-    typical = nearest.amin(1).median().clamp_min(1e-9)
-    angle = torch.rad2deg(torch.arccos((forward @ forward.T).clamp(-1, 1)))
-    worth = apart / typical + angle / 20
-    worth = torch.where(nearest < 0.1 * typical, math.inf, worth)
-    worth.fill_diagonal_(math.inf)
-    order = worth.argsort(dim=1)
-    return [
-        [int(other) for other in order[view, :count] if math.isfinite(float(worth[view, other]))]
-        for view in range(len(cameras))
-    ]
-
-
-def agreement(
-    depth: Tensor, cameras: Cameras, partners: list[list[int]], inverse: np.ndarray, config: SweepConfig
-) -> Tensor:
-    """[V,h,w] bool: where at least `agreeing` partners have nearly the same depth at the same place in the world.
-
-    depth [V,h,w]; inverse [D] the planes' inverse depths, whose distance is the unit of the tolerance.
-    """
-    tolerance = config.tolerance * float(abs(inverse[1] - inverse[0]))
-    votes = torch.zeros(depth.shape, dtype=torch.int32)
-    for view, others in enumerate(partners):
-        for other in others:
-            ahead, shift = _to_other(cameras, view, other)
-            local = depth[view][..., None] * torch.from_numpy(ahead) + torch.from_numpy(shift)
-            seen = _sampled(depth[other], local, cameras, other)
-            near = (1 / local[..., 2].clamp_min(1e-9) - 1 / seen.clamp_min(1e-9)).abs() < tolerance
-            votes[view] += (near & (seen > 0) & (local[..., 2] > 0) & (depth[view] > 0)).int()
-    return votes >= config.agreeing
-
-
-def _sampled(depth: Tensor, local: Tensor, cameras: Cameras, view: int) -> Tensor:
-    """[h,w] the nearest pixel of a depth map at points [h,w,3] of its camera's space; 0 outside the frame."""
-    K = cameras.Ks[view]
-    divisor = torch.ones_like(local[..., 2]) if cameras.orthographic[view] else local[..., 2].clamp_min(1e-9)
-    pixels = (local[..., :2] / divisor[..., None]) * K.diagonal()[:2] + K[:2, 2]
-    places = 2 * pixels / torch.tensor([cameras.width, cameras.height]) - 1
-    sampled = F.grid_sample(depth[None, None], places[None], mode="nearest", align_corners=False)
-    return sampled[0, 0]
-
-
-def _grey(views: Views, longest_side: int) -> _Pictures:
-    height, width = views.cameras.height, views.cameras.width
-    shrink = min(1.0, longest_side / max(height, width))
-    size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    grey = views.images[..., :3] @ torch.tensor([0.299, 0.587, 0.114])
-    return _Pictures(F.adaptive_avg_pool2d(grey[:, None], size)[:, 0], views.cameras.resized(size[1], size[0]))
-
-
-def _wide_range(cameras: Cameras, partners: list[list[int]]) -> np.ndarray:
-    """[D] inverse depths from almost nothing to where neighbouring pictures shift by half their width."""
-    baselines = [
-        float(torch.linalg.vector_norm(cameras.centres[view] - cameras.centres[others[0]]))
-        for view, others in enumerate(partners)
-        if others
-    ]
-    baseline = max(float(np.median(baselines)) if baselines else 1.0, 1e-9)
-    nearest = float(cameras.Ks[0, 0, 0]) * baseline / (0.5 * cameras.width)
-    if bool(cameras.orthographic.any()):
-        nearest = 0.25 * baseline
-    return np.linspace(0.01, 1, 96) / nearest
-
-
-def _narrow_range(depths: Tensor, wide: np.ndarray, planes: int) -> np.ndarray:
-    """[D] inverse depths over those found, with some room; the wide range where hardly any was found."""
-    if len(depths) < 100:
-        return np.linspace(wide[0], wide[-1], planes)
-    inverse = np.quantile(1 / depths.numpy(), [0.005, 0.995])
-    room = 0.1 * (inverse[1] - inverse[0])
-    return np.linspace(max(inverse[0] - room, 0.2 * inverse[0]), inverse[1] + room, planes)
-
-
-def _depths_of(
-    pictures: _Pictures,
-    partners: list[list[int]],
-    inverse: np.ndarray,
-    config: SweepConfig,
-    advance: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    """Depth [V,h,w] and cost [V,h,w] of every view."""
-    depths, costs = [], []
-    for view, others in enumerate(partners):
-        advance(view)
-        depth, cost = _depth_of(pictures, view, others, inverse, config)
-        depths.append(depth)
-        costs.append(cost)
-    return torch.stack(depths), torch.stack(costs)
-
-
-def _depth_of(
-    pictures: _Pictures, view: int, partners: list[int], inverse: np.ndarray, config: SweepConfig
-) -> tuple[Tensor, Tensor]:
-    """Depth [h,w] and cost [h,w] of one view."""
-    grey = pictures.grey.numpy()
-    _, height, width = grey.shape
-    if not partners:
-        return torch.zeros(height, width), torch.ones(height, width)
-    costs = np.empty((len(partners), len(inverse), height, width), np.float32)
-    for row, other in enumerate(partners):
-        ahead, shift = _to_other(pictures.cameras, view, other)
-        K = pictures.cameras.Ks[other].numpy()
-        lens = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2], float(pictures.cameras.orthographic[other])], np.float32)
-        depths = (1 / inverse).astype(np.float32)
-        _correlate(grey[view], grey[other], ahead, shift, lens, depths, config.radius, costs[row])
-    better = max(1, (len(partners) + 1) // 2)
-    total = np.ascontiguousarray(np.sort(costs, axis=0)[:better].mean(axis=0).transpose(1, 2, 0))
-    smoothed = np.zeros_like(total)
-    _smooth(total, np.float32(config.step_cost), np.float32(config.jump_cost), smoothed)
-    depth, cost = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
-    _choose(total, smoothed, inverse, depth, cost)
-    return torch.from_numpy(depth), torch.from_numpy(cost)
-
-
-def _to_other(cameras: Cameras, view: int, other: int) -> tuple[np.ndarray, np.ndarray]:
-    """`ahead` and `shift` [h,w,3]: the pixel's point at depth z is z ahead + shift in the other camera's space."""
-    K = cameras.Ks[view]
-    v, u = torch.meshgrid(torch.arange(cameras.height) + 0.5, torch.arange(cameras.width) + 0.5, indexing="ij")
-    plane = torch.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]], dim=-1)
-    none, one = torch.zeros_like(plane), torch.ones_like(u)[..., None]
-    flat = bool(cameras.orthographic[view])
-    ahead = torch.cat([none if flat else plane, one], dim=-1)
-    shift = torch.cat([plane if flat else none, 0 * one], dim=-1)
-    between = (cameras.viewmats[other].double() @ cameras.c2w[view].double()).float()
-    rotation = between[:3, :3].T
-    return (ahead @ rotation).contiguous().numpy(), (shift @ rotation + between[:3, 3]).contiguous().numpy()
-
-
-@numba.njit(fastmath=True, cache=True)
-def _window_sum(image, radius, out):
-    """Sums over square windows, cut at the frame, by running sums along rows and then columns."""
-    height, width = image.shape
-    rows = np.empty((height, width), np.float32)
-    for y in range(height):
-        running = np.float32(0)
-        for x in range(min(radius, width)):
-            running += image[y, x]
-        for x in range(width):
-            if x + radius < width:
-                running += image[y, x + radius]
-            if x - radius - 1 >= 0:
-                running -= image[y, x - radius - 1]
-            rows[y, x] = running
-    for y in range(height):
-        first, last = max(0, y - radius), min(height - 1, y + radius)
-        for x in range(width):
-            out[y, x] = 0
-        for line in range(first, last + 1):
-            for x in range(width):
-                out[y, x] += rows[line, x]
-
-
-@numba.njit(fastmath=True, cache=True)
-def _warp(other, ahead, shift, lens, depth, warped, inside):
-    """The other picture as seen through a plane at `depth`; `inside` is 0 where it does not reach."""
-    height, width = warped.shape
-    rows, columns = other.shape
-    for y in range(height):
-        for x in range(width):
-            warped[y, x], inside[y, x] = 0, 0
-            z = depth * ahead[y, x, 2] + shift[y, x, 2]
-            if z <= 1e-6:
-                continue
-            scale = 1.0 if lens[4] > 0 else 1 / z
-            u = lens[0] * scale * (depth * ahead[y, x, 0] + shift[y, x, 0]) + lens[2] - 0.5
-            v = lens[1] * scale * (depth * ahead[y, x, 1] + shift[y, x, 1]) + lens[3] - 0.5
-            if u < 0 or v < 0 or u >= columns - 1 or v >= rows - 1:
-                continue
-            i, j = int(v), int(u)
-            a, b = v - i, u - j
-            upper = (1 - b) * other[i, j] + b * other[i, j + 1]
-            lower = (1 - b) * other[i + 1, j] + b * other[i + 1, j + 1]
-            warped[y, x], inside[y, x] = (1 - a) * upper + a * lower, 1
-
-
-@numba.njit(fastmath=True, parallel=True, cache=True)
-def _correlate(grey, other, ahead, shift, lens, depths, radius, costs):
-    """costs [D,h,w]: (1 - zero-mean normalised correlation) / 2 of windows, 1/2 where the other picture has nothing."""
-    height, width = grey.shape
-    for plane in numba.prange(len(depths)):
-        warped, inside = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
-        _warp(other, ahead, shift, lens, depths[plane], warped, inside)
-        sums = np.empty((6, height, width), np.float32)
-        _window_sum(inside, radius, sums[0])
-        _window_sum(inside * grey, radius, sums[1])
-        _window_sum(warped, radius, sums[2])
-        _window_sum(inside * grey * grey, radius, sums[3])
-        _window_sum(warped * warped, radius, sums[4])
-        _window_sum(grey * warped, radius, sums[5])
-        enough = 0.5 * (2 * radius + 1) ** 2
-        for y in range(height):
-            for x in range(width):
-                n = sums[0, y, x]
-                if inside[y, x] == 0 or n < enough:
-                    costs[plane, y, x] = 0.5
-                    continue
-                mean, mean_other = sums[1, y, x] / n, sums[2, y, x] / n
-                variance = max(sums[3, y, x] / n - mean * mean, np.float32(0)) + np.float32(1e-4)
-                variance_other = max(sums[4, y, x] / n - mean_other * mean_other, np.float32(0)) + np.float32(1e-4)
-                covariance = sums[5, y, x] / n - mean * mean_other
-                # a plain difference of brightness settles what correlation cannot tell in flat places
-                flat = min(abs(mean - mean_other), np.float32(0.25))
-                costs[plane, y, x] = 0.5 * (1 - covariance / math.sqrt(variance * variance_other)) + flat
-
-
-@numba.njit(fastmath=True, cache=True)
-def _along(cost, y, x, previous, least, step, jump, current):
-    """One step of semi-global matching's recursion (equation 13); the least entry of `current`."""
-    planes = cost.shape[2]
-    lowest = np.float32(1e9)
-    for d in range(planes):
-        best = min(previous[d], least + jump)
-        if d > 0:
-            best = min(best, previous[d - 1] + step)
-        if d + 1 < planes:
-            best = min(best, previous[d + 1] + step)
-        current[d] = cost[y, x, d] + best - least
-        lowest = min(lowest, current[d])
-    return lowest
-
-
-@numba.njit(fastmath=True, parallel=True, cache=True)
-def _smooth(cost, step, jump, total):
-    """Add to `total` [h,w,D] the path costs of semi-global matching from left, right, above and below."""
-    height, width, planes = cost.shape
-    for y in numba.prange(height):
-        previous, current = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-        for way in range(2):
-            previous[:], least = 0, np.float32(0)
-            for n in range(width):
-                x = n if way == 0 else width - 1 - n
-                least = _along(cost, y, x, previous, least, step, jump, current)
-                for d in range(planes):
-                    total[y, x, d] += current[d]
-                    previous[d] = current[d]
-    for x in numba.prange(width):
-        previous, current = np.zeros(planes, np.float32), np.zeros(planes, np.float32)
-        for way in range(2):
-            previous[:], least = 0, np.float32(0)
-            for n in range(height):
-                y = n if way == 0 else height - 1 - n
-                least = _along(cost, y, x, previous, least, step, jump, current)
-                for d in range(planes):
-                    total[y, x, d] += current[d]
-                    previous[d] = current[d]
-
-
-@numba.njit(cache=True)
-def _choose(cost, smoothed, inverse, depth, best_cost):
-    """The plane of least smoothed cost, refined by a parabola through its neighbours, and that plane's own cost."""
-    height, width, planes = cost.shape
-    for y in range(height):
-        for x in range(width):
-            best = 0
-            for d in range(planes):
-                if smoothed[y, x, d] < smoothed[y, x, best]:
-                    best = d
-            offset = 0.0
-            if 0 < best < planes - 1:
-                before, here, after = smoothed[y, x, best - 1], smoothed[y, x, best], smoothed[y, x, best + 1]
-                bend = before - 2 * here + after
-                if bend > 1e-9:
-                    offset = 0.5 * (before - after) / bend
-            depth[y, x] = 1 / (inverse[best] + offset * (inverse[1] - inverse[0]))
-            best_cost[y, x] = cost[y, x, best]
+    """Depth [V,h,w] of reduced pictures and whether other views agree with it, [V,h,w] bool. See `sweep_depth`."""
+    side = config.longest_side
+    small = shrunk(views, side)
+    depth, confidence = sweep_depth(
+        small, planes=config.planes, neighbours=config.neighbours, side=side, monitor=_Advancing(advance)
+    )
+    return depth, confidence > 0
