@@ -1,7 +1,7 @@
-"""The textured mesh as a Blender object: smooth faces, a UV map, the picture packed into the file, a matte material.
+"""The textured mesh as a Blender object: smooth faces, a UV map, the picture packed into the file, a material.
 
-The picture holds the light of the capture. The material is a Principled one of roughness 1 without specular, so lamps
-of the scene shade it like matte paper; the captured colours as they are appear under a white environment of strength 1.
+The picture holds the light of the capture. So the material first shows it as it is, by emission, like the splats; its
+node *Relight* goes from that (0) to matte paper that the scene's lamps shade (1), which lights it a second time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import bpy
 import numpy as np
 
+from .node_building import NodeGraph
 from .protocol import TexturedMesh
 
 UV_MAP = "UVMap"
+RELIGHT = "Relight"  # a Value node of the material: 0 as captured, 1 shaded by the scene
 SLICE_TEXELS = 32768  # encoded in a few milliseconds
 
 
@@ -133,13 +135,22 @@ def _material(name: str, image: bpy.types.Image, solid: tuple[float, float, floa
     if material.node_tree is None:  # before 5.0 a new material has none
         material.use_nodes = True
     tree: Any = material.node_tree
-    surface = next(node for node in tree.nodes if node.type == "BSDF_PRINCIPLED")
-    surface.inputs["Roughness"].default_value = 1.0
-    surface.inputs["Specular IOR Level"].default_value = 0.0
-    picture = tree.nodes.new("ShaderNodeTexImage")
-    picture.image = image
-    picture.location = (surface.location.x - 320, surface.location.y)
-    tree.links.new(picture.outputs["Color"], surface.inputs["Base Color"])
+    tree.nodes.clear()
+    if hasattr(material, "cycles"):  # Cycles may be switched off; a surface that only looks lit is no lamp
+        material.cycles.emission_sampling = "NONE"
+    graph = NodeGraph(tree)
+    picture = graph.add("ShaderNodeTexImage", image=image).outputs["Color"]
+    captured = graph.add("ShaderNodeEmission", {"Color": picture}).outputs["Emission"]
+    matte = graph.add(
+        "ShaderNodeBsdfPrincipled", {"Base Color": picture, "Roughness": 1.0, "Specular IOR Level": 0.0}
+    ).outputs["BSDF"]
+    relight = graph.add("ShaderNodeValue", name=RELIGHT, label=RELIGHT).outputs["Value"]
+    relight.default_value = 0.0
+    mix = graph.add("ShaderNodeMixShader")
+    for target, source in zip(mix.inputs, (relight, captured, matte), strict=True):
+        graph.feed(target, source)
+    graph.add("ShaderNodeOutputMaterial", {"Surface": mix.outputs["Shader"]})
+    graph.arrange()
     material.diffuse_color = solid
     return material
 

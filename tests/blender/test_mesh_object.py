@@ -49,14 +49,16 @@ def test_the_picture_is_packed_with_its_first_row_at_the_top(factory: Any, tmp_p
     np.testing.assert_allclose(values.reshape(8, 12, 4)[::-1] * 255, given.texture, atol=0.01)
 
 
-def test_the_material_is_matte_and_reads_the_picture(factory: Any) -> None:
+def test_the_material_shows_the_captured_light_and_can_be_lit_again(factory: Any) -> None:
     item = mesh_object.create("Thing", textured())
     tree = item.data.materials[0].node_tree
-    surface = next(node for node in tree.nodes if node.type == "BSDF_PRINCIPLED")
-    assert surface.inputs["Roughness"].default_value == 1
-    assert surface.inputs["Specular IOR Level"].default_value == 0
-    source = surface.inputs["Base Color"].links[0].from_node
-    assert source.image.name == "Thing"
+    output = next(node for node in tree.nodes if node.type == "OUTPUT_MATERIAL")
+    relight, captured, lit = (link.links[0].from_node for link in output.inputs["Surface"].links[0].from_node.inputs)
+    assert relight.outputs[0].default_value == 0
+    assert (captured.type, lit.type) == ("EMISSION", "BSDF_PRINCIPLED")
+    assert (lit.inputs["Roughness"].default_value, lit.inputs["Specular IOR Level"].default_value) == (1, 0)
+    for shader, socket in ((captured, "Color"), (lit, "Base Color")):
+        assert shader.inputs[socket].links[0].from_node.image.name == "Thing"
 
 
 def test_a_large_mesh_arrives_in_slices(factory: Any) -> None:
