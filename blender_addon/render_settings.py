@@ -112,7 +112,7 @@ def _configure_cycles(scene: bpy.types.Scene, settings: CaptureSettings) -> None
     _assign(cycles, _CYCLES)
     cycles.samples = _CYCLES_SAMPLES[settings.quality]
     # The views share one scene: build its acceleration structures once. With windows each render job is a thread of
-    its own, # and Blender 4.3 crashed when Cycles kept the graphics context that it had made in another one.
+    # its own, and Blender 4.3 crashed when Cycles kept the graphics context that it had made in another one.
     scene.render.use_persistent_data = bpy.app.background
     try:
         cycles.denoiser = "OPENIMAGEDENOISE"
