@@ -195,12 +195,13 @@ class _Film:
                 "The pictures came out fully transparent: no camera sees the object, or its material lets everything "
                 "through."
             )
+        depths = [depth for depth in self._depths if depth is not None]
         return CapturedViews(
             images=images,
             c2w=np.stack([pose.c2w for pose in self._poses]).astype(np.float32),
             Ks=np.stack([pose.K for pose in self._poses]).astype(np.float32),
             orthographic=np.array([pose.orthographic for pose in self._poses]),
-            depth=np.stack(self._depths) if all(depth is not None for depth in self._depths) else None,  # type: ignore[arg-type]
+            depth=np.stack(depths) if len(depths) == len(images) else None,
             names=tuple(shot.name for shot in self.shots),
             engine=self._engine,
         )

@@ -376,7 +376,7 @@ def plain_values(owner: Any) -> dict[str, Any]:
     """All of a struct's properties that are values, by name."""
     values = {}
     for prop in owner.bl_rna.properties:
-        if prop.type in PLAIN:
+        if prop.type in PLAIN and prop.identifier != "use_nodes":  # going away in 6.0, and says so at each look
             value = getattr(owner, prop.identifier)
             values[prop.identifier] = tuple(map(str, value)) if getattr(prop, "is_array", False) else str(value)
     return values
@@ -402,7 +402,7 @@ def snapshot(context: Any) -> dict[str, Any]:
         owners[f"layer collection {layer.name}"] = layer.layer_collection
     for item in bpy.data.objects:
         owners[f"object {item.name}"] = item
-    found = {name: plain_values(owner) for name, owner in owners.items()}
+    found: dict[str, Any] = {name: plain_values(owner) for name, owner in owners.items()}
     found["counts"] = {
         name: len(value)
         for name in dir(bpy.data)
