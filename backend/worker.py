@@ -152,14 +152,15 @@ def work(run: Run, describe: Callable[[], protocol.Welcome]) -> None:
     client.send(describe())
     while True:
         client.wait(60)
-        for message in client.poll():
-            match message:
-                case protocol.Reconstruct():
-                    run_job(client, message, run)
-                case protocol.Shutdown():
-                    return
-                case _:  # a Cancel that crossed the job's end
-                    log.info("ignored: %s", type(message).__name__)
+        match client.receive():  # one at a time: what comes behind a job is for the job's own monitor to hear
+            case None:
+                continue
+            case protocol.Reconstruct() as request:
+                run_job(client, request, run)
+            case protocol.Shutdown():
+                return
+            case message:  # a Cancel that crossed the job's end
+                log.info("ignored: %s", type(message).__name__)
 
 
 def _leave_with_server() -> None:

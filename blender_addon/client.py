@@ -43,10 +43,16 @@ class Client:
         """
         deadline = time.perf_counter() + budget
         messages: list[protocol.Message] = []
-        while time.perf_counter() < deadline and self._socket.poll(0):
-            frames = self._socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
-            messages.append(protocol.decode([frame.buffer for frame in frames]))
+        while time.perf_counter() < deadline and (message := self.receive()) is not None:
+            messages.append(message)
         return messages
+
+    def receive(self) -> protocol.Message | None:
+        """The next message, None when none has arrived. Raises protocol.ProtocolError as `poll`."""
+        if not self._socket.poll(0):
+            return None
+        frames = self._socket.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+        return protocol.decode([frame.buffer for frame in frames])
 
     def wait(self, seconds: float) -> bool:
         """Whether a message is there, after at most `seconds`."""

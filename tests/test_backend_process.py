@@ -31,8 +31,9 @@ def test_it_tells_its_address_and_stops(tmp_path):
     backend = fakes.launch(tmp_path)
     wait_until(lambda: backend.endpoint() is not None, fakes.DEADLINE)
     assert backend.exit_code() is None
-    workers = psutil.Process(backend.pid).children(recursive=True)
-    assert workers
+    server = psutil.Process(backend.pid)
+    wait_until(lambda: len(server.children()) > 0, fakes.DEADLINE)
+    workers = server.children(recursive=True)
     start = time.monotonic()
     backend.stop()
     assert time.monotonic() - start < 2 and backend.exit_code() == 0

@@ -88,9 +88,11 @@ def test_the_events_of_a_job_in_order(peer):
 
 
 def test_jobs_run_one_after_the_other_and_know_their_place(peer):
-    for name in "abc":
+    peer.client.send(fakes.request("a", "patient"))
+    peer.until_type(protocol.Progress, "a")
+    for name in "bc":
         peer.client.send(fakes.request(name, "patient"))
-    assert peer.until_type(protocol.Queued, "c") == protocol.Queued("c", 2)
+    assert peer.until_type(protocol.Queued, "c") == protocol.Queued("c", 1)
     for name in "abc":
         peer.until(
             lambda one, name=name: isinstance(one, protocol.Progress) and one.stage == "Fit" and one.job_id == name
@@ -98,6 +100,14 @@ def test_jobs_run_one_after_the_other_and_know_their_place(peer):
         assert "Progress" not in peer.of_job("c") or name == "c"
         peer.client.send(protocol.Finish(name))
         assert isinstance(peer.ended(name), protocol.Done)
+
+
+def test_a_finish_right_behind_its_job_is_not_lost(peer):
+    for index in range(5):
+        peer.client.send(fakes.request(f"f{index}", "patient"))
+        peer.until_type(protocol.Progress, f"f{index}")  # "preparing": the worker may not have read the job yet
+        peer.client.send(protocol.Finish(f"f{index}"))
+        assert isinstance(peer.ended(f"f{index}"), protocol.Done)
 
 
 def test_a_queued_job_is_cancelled_where_it_stands(peer):

@@ -101,8 +101,14 @@ def test_it_starts_only_one_backend(warm):
 
 def test_wait_tells_progress(warm):
     seen: list[tuple[str, str]] = []
-    job = warm.submit("works")
-    warm.session.wait(job.id, fakes.DEADLINE, lambda one: seen.append((one.state, one.stage)))
+
+    def watch(job: Job) -> None:
+        seen.append((job.state, job.stage))
+        if job.stage == "Fit":
+            warm.session.finish(job.id)
+
+    job = warm.submit("patient")
+    warm.session.wait(job.id, fakes.DEADLINE, watch)
     assert ("running", "Fit") in seen and seen[-1][0] == "done"
 
 
