@@ -13,7 +13,7 @@ What a splat stores goes onto its faces, not their corners, which takes a quarte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import bpy
@@ -57,7 +57,7 @@ SHAPE_OUTPUTS = {
 }
 
 
-def shape_group(name: str) -> Any:
+def shape_group(name: str) -> Generator[None, None, Any]:
     """The group that computes a Shape from the size factor and the opacity cut."""
     graph, inputs = new_group(name, {"Size": "Float", "Cut": "Float"}, SHAPE_OUTPUTS)
     rotation = stored(graph, "rotation", "QUATERNION")
@@ -66,18 +66,20 @@ def shape_group(name: str) -> Any:
     largest = graph.math("MAXIMUM", graph.math("MAXIMUM", x, y), z)
     floor = graph.math("MAXIMUM", graph.math("MULTIPLY", largest, FLATTEST), 1e-12)
     scales = [graph.math("MAXIMUM", value, floor) for value in (x, y, z)]
+    yield
     visible = graph.math("MAXIMUM", graph.math("DIVIDE", opacity, inputs["Cut"]), 1.0)
     reach = graph.math("SQRT", graph.math("MULTIPLY", graph.math("LOGARITHM", visible, 2.718281828459045), 2.0))
     smallest = graph.math("MINIMUM", graph.math("MINIMUM", *scales[:2]), scales[2])
     limit = graph.math("MULTIPLY", smallest, THIN)
     present = graph.combine(*(graph.math("LESS_THAN", value, limit) for value in scales))
-    rows = _rows(graph, rotation, scales)
+    yield
+    rows = yield from _rows(graph, rotation, scales)
     return finish(
         graph, zip(SHAPE_OUTPUTS, (rotation, graph.combine(*scales), opacity, reach, present, *rows), strict=True)
     )
 
 
-def _rows(graph: NodeGraph, rotation: Any, scales: list[Any]) -> list[Any]:
+def _rows(graph: NodeGraph, rotation: Any, scales: list[Any]) -> Generator[None, None, list[Any]]:
     centre = graph.add("GeometryNodeInputPosition").outputs["Position"]
     rows = []
     for axis, size in zip(turned_axes(graph, rotation), scales, strict=True):
@@ -86,6 +88,7 @@ def _rows(graph: NodeGraph, rotation: Any, scales: list[Any]) -> list[Any]:
         red, green, blue = graph.separate(row)
         channels = {"Red": red, "Green": green, "Blue": blue, "Alpha": offset}
         rows.append(graph.add("FunctionNodeCombineColor", channels).outputs["Color"])
+        yield
     return rows
 
 
@@ -100,7 +103,7 @@ class Outline(NamedTuple):
 OUTLINE_OUTPUTS = {"Faced": "Float", "Rotation": "Rotation", "Sides": "Vector"}
 
 
-def outline_group(name: str) -> Any:
+def outline_group(name: str) -> Generator[None, None, Any]:
     """The group that computes an Outline from a splat's rotation and scales.
 
     On the plane through the splat's centre parallel to the picture, its covariance is P S P^T, with P the projection
@@ -115,6 +118,7 @@ def outline_group(name: str) -> Any:
     right, up, back = turned_axes(graph, info["Rotation"])
     ray = _ray(graph, camera, info["Location"], back)
     slope = graph.math("DIVIDE", 1.0, graph.vector("DOT_PRODUCT", ray, back))
+    yield
     axes = turned_axes(graph, inputs["Rotation"])
     stretched = [
         graph.vector("SCALE", axis, size) for axis, size in zip(axes, graph.separate(inputs["Scales"]), strict=True)
@@ -124,7 +128,9 @@ def outline_group(name: str) -> Any:
         along = graph.math("MULTIPLY", graph.vector("DOT_PRODUCT", side, ray), slope)
         sheared = graph.vector("SUBTRACT", side, graph.vector("SCALE", back, along))
         across.append(graph.combine(*(graph.vector("DOT_PRODUCT", sheared, axis) for axis in stretched)))
+        yield
     angle, sides = _principal(graph, *across)
+    yield
     about = graph.add("FunctionNodeAxisAngleToRotation", {"Axis": (0.0, 0.0, 1.0), "Angle": angle}).outputs["Rotation"]
     turn = {"Rotation": info["Rotation"], "Rotate By": about}
     rotation = graph.add("FunctionNodeRotateRotation", turn, rotation_space="LOCAL").outputs["Rotation"]
@@ -153,7 +159,7 @@ def _principal(graph: NodeGraph, x: Any, y: Any) -> tuple[Any, Any]:
     return angle, graph.combine(long, graph.math("SQRT", graph.math("MAXIMUM", rest, 0.0)), 1.0)
 
 
-def colours_group(name: str, bases: int) -> Any:
+def colours_group(name: str, bases: int) -> Generator[None, None, Any]:
     """The group that gives faces the colour and harmonics of their splat, whose number they carry."""
     graph, inputs = new_group(name, {"Geometry": "Geometry", "Splats": "Geometry"}, {"Geometry": "Geometry"})
     geometry, index = inputs["Geometry"], stored(graph, INDEX, "INT")
@@ -162,16 +168,18 @@ def colours_group(name: str, bases: int) -> Any:
     for source, (target, kind) in names.items():
         value = _sampled(graph, inputs["Splats"], stored(graph, source, kind), index, kind)
         geometry = _store(graph, geometry, target, kind, value, domain="FACE")
+        yield
     return finish(graph, [("Geometry", _without(graph, geometry, INDEX))])
 
 
-def bare_group(name: str, bases: int) -> Any:
+def bare_group(name: str, bases: int) -> Generator[None, None, Any]:
     """The group that takes from points what splats store, so that instances do not carry it along, and numbers them."""
     graph, inputs = new_group(name, {"Geometry": "Geometry"}, {"Geometry": "Geometry"})
     index = graph.add("GeometryNodeInputIndex").outputs["Index"]
     points = _store(graph, inputs["Geometry"], INDEX, "INT", index, domain="POINT")
     for stale in ("rotation", "scale", BASE, *(f"{SH_PREFIX}{number}" for number in range(bases - 1))):
         points = _without(graph, points, stale)
+        yield
     return finish(graph, [("Geometry", points)])
 
 

@@ -80,7 +80,8 @@ def _build(material: bpy.types.Material, degree: int) -> Iterator[None]:
     alpha = graph.math("MULTIPLY", alpha, _closing(graph), clamp=True)
     yield
     captured = yield from _captured_colour(graph, base, eye, degree)
-    emission = graph.add("ShaderNodeEmission", {"Color": _linear(graph, captured)})
+    linear = yield from _linear(graph, captured)
+    emission = graph.add("ShaderNodeEmission", {"Color": linear})
     yield
     clear = graph.add("ShaderNodeBsdfTransparent")
     mix = graph.add("ShaderNodeMixShader")
@@ -88,7 +89,9 @@ def _build(material: bpy.types.Material, degree: int) -> Iterator[None]:
     graph.feed(factor, alpha)
     graph.feed(below, clear.outputs["BSDF"])
     graph.feed(above, emission.outputs["Emission"])
+    yield
     graph.add("ShaderNodeOutputMaterial", {"Surface": mix.outputs["Shader"]})
+    yield
     graph.arrange()
 
 
@@ -189,7 +192,7 @@ def _harmonics(graph: NodeGraph, eye: Any, degree: int) -> list[Any]:
     return [*values, times(f, z, top), times(-e, x, five), times(g, z, difference), times(-c, x, three_y)]
 
 
-def _linear(graph: NodeGraph, colour: Any) -> Any:
+def _linear(graph: NodeGraph, colour: Any) -> Generator[None, None, Any]:
     """sRGB to linear light, exactly (IEC 61966-2-1), channel by channel."""
     channels = []
     for value in graph.separate(colour):
@@ -197,4 +200,5 @@ def _linear(graph: NodeGraph, colour: Any) -> Any:
         line = graph.math("MULTIPLY", value, 1 / 12.92)
         bright = graph.math("GREATER_THAN", value, 0.04045)
         channels.append(graph.math("MULTIPLY_ADD", graph.math("SUBTRACT", curve, line), bright, line))
+        yield
     return graph.combine(*channels)

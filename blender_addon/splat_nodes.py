@@ -20,14 +20,19 @@ VERSION = 2  # raise it when the tree changes: files with an older one get the n
 DISPLAY, DENSITY, CUT, SIZE = "Display", "Viewport Density", "Opacity Cut", "Size"
 MATERIAL = "Material"
 DISPLAYS = ("Splats", "Ellipsoids", "Points")
-OPACITY_CUT = 0.01  # the rasteriser's own, 1/255, costs half as many faces again along a ray and shows no difference
+VIEWPORT_SPLATS = 200_000  # of more than these the viewport shows so many at first, which takes it half a second
+OPACITY_CUT = 0.01  # half as many faces along a ray as with the rasteriser's own 1/255, and no visible difference
 
 
 def add_modifier(item: bpy.types.Object, material: bpy.types.Material, bases: int) -> Any:
-    """Hangs the node group for `bases` coefficients on the object; its renders face the camera."""
+    """Hangs the node group for `bases` coefficients on the object, at first with no more splats in the viewport
+    than it can show at once."""
     modifier: Any = item.modifiers.new(NAME, "NODES")
     modifier.node_group = ensure(bases)
     set_input(modifier, MATERIAL, material)
+    count = len(item.data.attributes["position"].data) if "position" in item.data.attributes else 0
+    if count > VIEWPORT_SPLATS:
+        set_input(modifier, DENSITY, VIEWPORT_SPLATS / count)
     return modifier
 
 
@@ -107,7 +112,8 @@ def ensure_slices(bases: int, *, facing: bool = True) -> Iterator[None]:
         groups = []
         for name, make in _parts(bases, facing):
             if not _is_current(name):
-                _replace(name, make(name))
+                tree = yield from make(name)
+                _replace(name, tree)
                 yield
             groups.append(bpy.data.node_groups[name])
         name = _name(bases, facing)
@@ -116,10 +122,10 @@ def ensure_slices(bases: int, *, facing: bool = True) -> Iterator[None]:
         _replace(name, tree)
 
 
-def _parts(bases: int, facing: bool) -> list[tuple[str, Callable[[str], Any]]]:
+def _parts(bases: int, facing: bool) -> list[tuple[str, Callable[[str], Generator[None, None, Any]]]]:
     """The groups that the main one uses, by name: shape, colours, bare, and outline where renders face the camera."""
     degree = _harmonics(bases)
-    parts: list[tuple[str, Callable[[str], Any]]] = [
+    parts: list[tuple[str, Callable[[str], Generator[None, None, Any]]]] = [
         (f"{NAME} Shape", splat_faces.shape_group),
         (f"{NAME} Colours{degree}", lambda name: splat_faces.colours_group(name, bases)),
         (f"{NAME} Bare{degree}", lambda name: splat_faces.bare_group(name, bases)),

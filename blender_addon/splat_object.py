@@ -27,6 +27,7 @@ from .splat_rotation import transformed
 BASE = "radiance:base"
 SH_PREFIX = "radiance:sh_"
 NATIVE_TYPE = "GAUSSIAN_SPLAT"
+ROWS_A_SLICE = 250_000
 VALUE_PROPERTY = {"FLOAT_VECTOR": "vector", "FLOAT_COLOR": "color", "QUATERNION": "value", "FLOAT4": "vector"}
 
 
@@ -78,14 +79,10 @@ class SplatBuilder:
         yield
         positions = splats.means - self._origin if self._origin.any() else splats.means
         yield
-        place = points.attributes.get("position")  # missing where there are no points
-        _fill(place or points.attributes.new("position", "FLOAT_VECTOR", "POINT"), positions)
-        yield
+        yield from _write(points, "position", "FLOAT_VECTOR", positions)
         yield from _write(points, "scale", "FLOAT_VECTOR", splats.scales)
         yield from _write(points, "rotation", "QUATERNION", splats.quats)
-        base = np.concatenate([splats.sh[:, 0], splats.opacities[:, None]], axis=1)
-        yield
-        yield from _write(points, BASE, base_type(points), base)
+        yield from _write(points, BASE, base_type(), splats.sh[:, 0], splats.opacities[:, None])
         for index in range(1, splats.sh.shape[1]):
             yield from _write(points, f"{SH_PREFIX}{index - 1}", "FLOAT_VECTOR", splats.sh[:, index])
         item = bpy.data.objects.new(self._name, points)
@@ -165,7 +162,7 @@ def _converted(mesh: bpy.types.Mesh, name: str) -> bpy.types.PointCloud:
     return cloud
 
 
-def base_type(points: Any) -> str:
+def base_type() -> str:
     """The attribute type of `radiance:base` in this Blender."""
     types = bpy.types.Attribute.bl_rna.properties["data_type"].enum_items
     return "FLOAT4" if "FLOAT4" in types else "FLOAT_COLOR"
@@ -177,17 +174,17 @@ def has_native_splats() -> bool:
     return kind is not None and NATIVE_TYPE in kind.enum_items
 
 
-def _write(points: Any, name: str, kind: str, values: np.ndarray) -> Iterator[None]:
-    attribute = points.attributes.new(name, kind, "POINT")
+def _write(points: Any, name: str, kind: str, *columns: np.ndarray) -> Iterator[None]:
+    """Columns [N,C], side by side, into an attribute; made contiguous some rows at a time, then copied at once."""
+    attribute = points.attributes.get(name) or points.attributes.new(name, kind, "POINT")  # `position` may be there
     yield
-    _fill(attribute, values)
+    values = np.empty((len(columns[0]), sum(column.shape[1] for column in columns)), dtype=np.float32)
+    for start in range(0, len(values), ROWS_A_SLICE):
+        rows = slice(start, start + ROWS_A_SLICE)
+        np.concatenate([column[rows] for column in columns], axis=1, out=values[rows])
+        yield
+    attribute.data.foreach_set(VALUE_PROPERTY[attribute.data_type], values.reshape(-1))
     yield
-
-
-def _fill(attribute: Any, values: np.ndarray) -> None:
-    """[N,C] into the attribute; contiguous float32 goes in as one copy."""
-    flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    attribute.data.foreach_set(VALUE_PROPERTY[attribute.data_type], flat)
 
 
 def _dress(item: bpy.types.Object, bases: int) -> Iterator[None]:

@@ -105,6 +105,8 @@ def test_a_million_splats_arrive_in_slices(factory: Any, record_property: Any) -
     assert len(took) > 20
     assert max(took) < 0.6 * sum(took)  # no step does the bulk of the work
     assert len(splat_object.read_local(builder.object).means) == count
+    share = splat_nodes.get_input(splat_nodes.modifier_of(builder.object), splat_nodes.DENSITY)
+    assert share == pytest.approx(splat_nodes.VIEWPORT_SPLATS / count)
     assert builder.step()  # once done, done
 
 
