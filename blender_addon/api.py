@@ -20,7 +20,7 @@ import bpy
 
 from . import backend_process, preferences, splat_object, studio
 from .capture import CapturedViews, CaptureError, CaptureSettings, capture
-from .generation import Assembly, new_name
+from .generation import Assembly, new_name, stage_label
 from .order import Order, Output, cameras_of
 from .protocol import Welcome
 from .session import Failure, Job, Session, SessionState, new_job_id
@@ -261,7 +261,7 @@ def _while_starting(session: Session, on_progress: OnProgress | None) -> OnProgr
 def _job_progress(on_progress: OnProgress | None) -> Callable[[Job], None] | None:
     if on_progress is None:
         return None
-    return lambda job: on_progress(job.stage or job.state, job.fraction)
+    return lambda job: on_progress(stage_label(job), job.fraction)
 
 
 __all__ = ["CaptureError", "GenerateError", "Generated", "capture_views", "described", "generate"]

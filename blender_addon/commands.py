@@ -6,9 +6,10 @@ Exit status: 0 success; 2 bad input, with one sentence; 1 anything else. Progres
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,7 +59,8 @@ def execute(arguments: Sequence[str]) -> int:
     """What Blender calls with the words after `-c gaussmith`; its return value is Blender's exit status."""
     try:
         options = parser().parse_args(list(arguments))
-        return COMMANDS[options.command](options)
+        with first_window():
+            return COMMANDS[options.command](options)
     except (BadInput, CaptureError) as error:
         return _say(str(error), BAD_INPUT)
     except api.GenerateError as error:
@@ -68,6 +70,17 @@ def execute(arguments: Sequence[str]) -> int:
         return _say(str(error), FAILURE)
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
+
+
+@contextlib.contextmanager
+def first_window() -> Iterator[None]:
+    """Blender runs commands without a window, and 4.3 then crashes when a scene is removed; files bring windows."""
+    windows = bpy.context.window_manager.windows
+    if bpy.context.window is not None or not windows:
+        yield
+        return
+    with bpy.context.temp_override(window=windows[0]):
+        yield
 
 
 def generate(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import bpy
 import numpy as np
 
-from . import result
+from . import result, splat_nodes
 from .capture import CapturedViews, CaptureRun
 from .mesh_object import MeshBuilder
 from .order import Order, cameras_of
@@ -23,14 +23,27 @@ from .protocol import Splats, TexturedMesh
 from .session import Job, Session, new_job_id
 from .splat_object import SplatBuilder
 
+VIEWPORT_SPLATS = 200_000  # shown in a 3D viewport; about a second to build on two cores
+
 Phase = Literal["CAPTURING", "RECONSTRUCTING", "BUILDING", "INSERTING", "DONE", "FAILED", "CANCELLED"]
 
-# The backend's stage names, as a person reads them (and the translations know them).
+# A job's states and the backend's stages, as a person reads them (and the translations know them).
 STAGES = {
     "starting": "Starting the backend",
     "queued": "Waiting for another job",
-    "sending": "Sending the views",
+    "preparing": "Reading the views",
+    "depth": "Finding depth",
+    "shape": "Finding the shape",
+    "fit": "Fitting the splats",
+    "mesh": "Making the mesh",
+    "texture": "Baking the texture",
 }
+
+
+def stage_label(job: Job) -> str:
+    """What a job is doing, in English; a stage that has no words here is shown as the backend calls it."""
+    name = job.stage or job.state
+    return STAGES.get(name.lower(), name)
 
 
 @dataclass(frozen=True)
@@ -60,11 +73,26 @@ def new_name(context: bpy.types.Context, order: Order) -> str:
     return f"{active.name} Gaussmith" if active is not None and order.capture.source == "orbit" else "Gaussmith"
 
 
+def lighten(item: bpy.types.Object) -> float:
+    """Lets the viewport show about VIEWPORT_SPLATS of an object's splats; renders show all. Returns the share shown.
+
+    Each shown splat costs the viewport several faces, which Blender builds in one go when the object appears.
+    """
+    modifier = splat_nodes.modifier_of(item)
+    count = len(item.data.attributes["position"].data)
+    if modifier is None or count <= VIEWPORT_SPLATS:
+        return 1.0
+    share = VIEWPORT_SPLATS / count
+    splat_nodes.set_input(modifier, splat_nodes.DENSITY, share)
+    return share
+
+
 class Assembly:
     """The objects of one finished job, built slice by slice and then put into the scene in one go."""
 
     def __init__(self, order: Order, name: str, splats: Splats | None, mesh: TexturedMesh | None) -> None:
         self._name = name
+        self.shown = 1.0  # the share of the splats that the viewport shows
         wants_splats = order.output != "mesh" or mesh is None
         self._splats = SplatBuilder(splats, name + " Splats") if splats is not None and wants_splats else None
         self._mesh = MeshBuilder(name + " Mesh", mesh) if mesh is not None else None
@@ -77,6 +105,7 @@ class Assembly:
         """Links the objects under one empty in one collection of the context's scene."""
         splats = self._splats.object if self._splats else None
         mesh = self._mesh.object if self._mesh else None
+        self.shown = lighten(splats) if splats is not None else 1.0
         empty = result.assemble(context, self._name, splats, mesh, recipe)
         context.scene.gaussmith.last_result = empty.name
         return Made(empty.name, splats.name if splats else "", mesh.name if mesh else "")
@@ -91,6 +120,7 @@ class Generation:
         self.job: Job | None = None
         self.problem: Problem | None = None
         self.made: Made | None = None
+        self.shown = 1.0  # the share of the splats that the viewport shows
         self.name = ""
         self._session = session
         self._scene = ""
@@ -111,7 +141,7 @@ class Generation:
         if self.phase == "CAPTURING" and self._capture is not None:
             return "Taking pictures"
         if self.phase == "RECONSTRUCTING" and self.job is not None:
-            return self.job.stage or STAGES.get(self.job.state, "") or "Reconstructing"
+            return stage_label(self.job)
         return "Building the objects" if self.phase in ("BUILDING", "INSERTING") else ""
 
     @property
@@ -192,6 +222,7 @@ class Generation:
         self.made = self._assembly.insert(
             context, self.order.recipe(self._cameras, self.job.report or {}, dict(self._times))
         )
+        self.shown = self._assembly.shown
         self._assembly, self.job.splats, self.job.mesh = None, None, None
         self.phase = "DONE"
         return self.made

@@ -215,9 +215,9 @@ def draw_result(layout: bpy.types.UILayout, empty: Any) -> None:
 def draw_advice(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     """What keeps splats from looking as they should, each with a button that changes it."""
     for sentence, fix in scene_advice.scene_advice(scene):
-        row = layout.box().row()
-        draw_sentence(row.column(align=True), sentence, icon="INFO", width=LINE - 10)
-        row.operator("gaussmith.fix_scene").fix = fix
+        box = layout.box()
+        draw_sentence(box.column(align=True), sentence, icon="INFO")
+        box.operator("gaussmith.fix_scene").fix = fix
 
 
 # ---- preferences

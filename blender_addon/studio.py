@@ -79,7 +79,7 @@ class Studio:
 
     def generate(self, context: bpy.types.Context, order: Order) -> None:
         """Starts a run. Raises CaptureError when it cannot begin; the reason is also the panel's problem."""
-        self.problem = None
+        self.problem, self.notice = None, ""
         generation = Generation(order, self.session)
         try:
             generation.start(context)
@@ -173,6 +173,11 @@ class Studio:
                     generation.tick(bpy.context, deadline)
         if generation.phase == "FAILED":
             self.problem = generation.problem
+        elif generation.phase == "DONE" and generation.shown < 1:
+            self.notice = (
+                f"The viewport shows {generation.shown:.0%} of the splats, to stay quick; renders show all. "
+                "Change Viewport Density in the object's modifier."
+            )
 
     def _follow_setup(self, setup: Setup) -> None:
         if not setup.pump():

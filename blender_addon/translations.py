@@ -76,7 +76,12 @@ SENTENCES = {
     "Starting the backend": ("Backend startet", "Démarrage du moteur"),
     "Waiting for another job": ("Wartet auf einen anderen Auftrag", "En attente d'une autre tâche"),
     "Taking pictures": ("Bilder werden aufgenommen", "Prise de vues"),
-    "Reconstructing": ("Rekonstruktion läuft", "Reconstruction en cours"),
+    "Reading the views": ("Ansichten werden gelesen", "Lecture des vues"),
+    "Finding depth": ("Tiefe wird bestimmt", "Recherche de la profondeur"),
+    "Finding the shape": ("Form wird bestimmt", "Recherche de la forme"),
+    "Fitting the splats": ("Splats werden angepasst", "Ajustement des splats"),
+    "Making the mesh": ("Mesh wird gebaut", "Création du maillage"),
+    "Baking the texture": ("Textur wird gebacken", "Calcul de la texture"),
     "Building the objects": ("Objekte werden gebaut", "Construction des objets"),
     # why the button is grey, and what went wrong
     "A run is in progress": ("Es läuft schon ein Auftrag", "Une tâche est en cours"),

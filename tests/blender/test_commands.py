@@ -152,4 +152,4 @@ def test_the_whole_path_with_the_real_backend(registered: Path) -> None:
     for item in made.report["objects"]:
         np.testing.assert_allclose(item["bbox_min"], (2.5, -2.5, 0.5), atol=0.06)
         np.testing.assert_allclose(item["bbox_max"], (3.5, -1.5, 1.5), atol=0.06)
-    assert made.report["psnr"] > 18
+    assert made.report["psnr"] > 15

@@ -29,6 +29,7 @@ QUICK = {
 }
 LONG = {"steps": 20_000}
 TABS_WIDTH = 20  # pixels of the strip of tabs at the sidebar's right edge
+RUN_SECONDS = 600  # for eight small pictures and a short fit, on a machine that does other things too
 USUAL_HEIGHT = 24  # pixels; Generate and Cancel are taller
 
 
@@ -59,6 +60,13 @@ class Window:
     def picture(self, name: str) -> None:
         self.pictures.append(f"{name}.png")
         subprocess.run(["import", "-window", "root", str(self.out / f"{name}.png")], check=True)
+
+    def choose(self, settings: dict[str, Any]) -> None:
+        """Has the settings of the panel and of the view changed, and waits until they are."""
+        part = self.out / "settings.part"
+        part.write_text(json.dumps(QUICK | settings))
+        part.replace(self.out / "settings.json")
+        time.sleep(1)
 
     def move(self, x: float, y: float) -> None:
         subprocess.run(["xdotool", "mousemove", str(round(x)), str(round(y))], check=True)
@@ -118,15 +126,31 @@ def use(window: Window) -> dict[str, Any]:
     window.press()
     fractions, labels = watch(window)
     done = window.state()
-    time.sleep(1)
+    window.choose({"hidden": ["Cube"], "shading": "MATERIAL"})
+    window.until("the material view", lambda state: state["shading"] == "MATERIAL", 120)
+    time.sleep(20)  # the first drawing compiles its shaders
     window.picture("4_result")
-    added = sorted(set(done["objects"]) - set(before))
+    window.choose({"hidden": []})
+    window.until("the solid view", lambda state: state["shading"] == "SOLID", 120)
+    undo_seconds = undo_and_redo(window, done["last_result"])
     cancel_seconds = cancel_another(window)
     window.picture("6_cancelled")
     return {
-        **{"added": added, "fractions": fractions, "labels": labels, "cancel_seconds": cancel_seconds},
-        **{"figures": window.state()["figures"], "after_cancel": window.state()["objects"] == done["objects"]},
+        **{"added": sorted(set(done["objects"]) - set(before)), "fractions": fractions, "labels": labels},
+        **{"cancel_seconds": cancel_seconds, "undo_seconds": undo_seconds, "figures": window.state()["figures"]},
+        "after_cancel": window.state()["objects"] == done["objects"],
     }
+
+
+def undo_and_redo(window: Window, result: str) -> float:
+    """One Ctrl-Z takes the result away and one more key brings it back; the seconds of both."""
+    x, y, _, height = window.state()["sidebar"]
+    window.move(x / 2, y + height / 2)
+    began = time.monotonic()
+    for keys, there in (("ctrl+z", False), ("ctrl+shift+z", True)):
+        subprocess.run(["xdotool", "key", keys], check=True)
+        window.until(f"{keys} on {result}", lambda state, there=there: (result in state["objects"]) == there, 60)
+    return time.monotonic() - began
 
 
 def watch(window: Window) -> tuple[list[float], list[str]]:
@@ -134,7 +158,7 @@ def watch(window: Window) -> tuple[list[float], list[str]]:
     window.until("the run", lambda state: state.get("phase") == "CAPTURING", 10)
     window.picture("2_capturing")
     fractions, labels, pictured = [], [], False
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
         state = window.state()
         phase, fraction = state["phase"], state["fraction"]
@@ -154,9 +178,11 @@ def watch(window: Window) -> tuple[list[float], list[str]]:
 
 def cancel_another(window: Window) -> float:
     """Starts a long run and cancels it with the mouse; the seconds until the backend was free again."""
-    (window.out / "settings.json").write_text(json.dumps(QUICK | LONG))
+    window.choose(LONG)
     window.press()
-    window.until("the second run", lambda state: state["phase"] == "RECONSTRUCTING" and state["fraction"] > 0.02, 120)
+    window.until(
+        "the second run", lambda state: state["phase"] == "RECONSTRUCTING" and state["fraction"] > 0.02, RUN_SECONDS
+    )
     window.picture("5_second_run")
     window.press()
     began = time.monotonic()

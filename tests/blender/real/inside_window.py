@@ -30,13 +30,14 @@ def button_colour() -> list[int]:
 
 
 def state() -> dict[str, Any]:
-    _, region = sidebar()
+    area, region = sidebar()
     window, running = bpy.context.window_manager.windows[0], studio.current()
     run = running.generation
     found: dict[str, Any] = {
         "sidebar": [region.x, window.height - region.y - region.height, region.width, region.height],
         "category": getattr(region, "active_panel_category", ""),
         "button_colour": button_colour(),
+        "shading": area.spaces[0].shading.type,
         "problem": running.problem.sentence if running.problem else "",
         "backend": running.session.state.value,
         "objects": sorted(item.name for item in bpy.context.scene.objects),
@@ -62,8 +63,10 @@ def apply_settings() -> None:
         wanted = json.loads(SETTINGS.read_text())
     except json.JSONDecodeError:
         return
-    for name in wanted.pop("hidden", ()):
-        bpy.data.objects[name].hide_set(True)
+    hidden = wanted.pop("hidden", ())
+    for item in bpy.context.view_layer.objects:
+        if item.type == "MESH" and item.parent is None and item.hide_get() != (item.name in hidden):
+            item.hide_set(item.name in hidden)
     area, _ = sidebar()
     area.spaces[0].shading.type = wanted.pop("shading", "SOLID")
     chosen = bpy.context.scene.gaussmith
