@@ -23,8 +23,6 @@ from .protocol import Splats, TexturedMesh
 from .session import Job, Session, new_job_id
 from .splat_object import SplatBuilder
 
-VIEWPORT_SPLATS = 200_000  # shown in a 3D viewport; about a second to build on two cores
-
 Phase = Literal["CAPTURING", "RECONSTRUCTING", "BUILDING", "INSERTING", "DONE", "FAILED", "CANCELLED"]
 
 # A job's states and the backend's stages, as a person reads them (and the translations know them).
@@ -73,18 +71,10 @@ def new_name(context: bpy.types.Context, order: Order) -> str:
     return f"{active.name} Gaussmith" if active is not None and order.capture.source == "orbit" else "Gaussmith"
 
 
-def lighten(item: bpy.types.Object) -> float:
-    """Lets the viewport show about VIEWPORT_SPLATS of an object's splats; renders show all. Returns the share shown.
-
-    Each shown splat costs the viewport several faces, which Blender builds in one go when the object appears.
-    """
+def shown_share(item: bpy.types.Object) -> float:
+    """The share of an object's splats that the viewport shows; renders show all."""
     modifier = splat_nodes.modifier_of(item)
-    count = len(item.data.attributes["position"].data)
-    if modifier is None or count <= VIEWPORT_SPLATS:
-        return 1.0
-    share = VIEWPORT_SPLATS / count
-    splat_nodes.set_input(modifier, splat_nodes.DENSITY, share)
-    return share
+    return splat_nodes.get_input(modifier, splat_nodes.DENSITY) if modifier is not None else 1.0
 
 
 class Assembly:
@@ -105,7 +95,7 @@ class Assembly:
         """Links the objects under one empty in one collection of the context's scene."""
         splats = self._splats.object if self._splats else None
         mesh = self._mesh.object if self._mesh else None
-        self.shown = lighten(splats) if splats is not None else 1.0
+        self.shown = shown_share(splats) if splats is not None else 1.0
         empty = result.assemble(context, self._name, splats, mesh, recipe)
         context.scene.gaussmith.last_result = empty.name
         return Made(empty.name, splats.name if splats else "", mesh.name if mesh else "")

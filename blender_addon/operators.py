@@ -9,7 +9,6 @@ from bpy.props import EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
 
 from . import environment, ply, preferences, properties, result, scene_advice, splat_object, studio
-from .generation import lighten
 from .views import CaptureError
 
 Result = set[str]
@@ -191,7 +190,6 @@ class GAUSSMITH_OT_import_ply(bpy.types.Operator, ImportHelper):
         except (ply.PlyError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        lighten(item)
         context.collection.objects.link(item)
         for other in context.selected_objects:
             other.select_set(False)
