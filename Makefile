@@ -22,6 +22,10 @@ test-backend: $(VENV)/.ready
 test-blender: $(VENV)/.ready $(BPY_VENV)/.ready
 	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python -m pytest tests/blender
 
+# The zip as a user installs it, in real Blenders: ../shared/tools/real-blender.
+test-real: $(VENV)/.ready $(BPY_VENV)/.ready
+	$(VENV)/bin/python tests/blender/real/run.py --out out/real
+
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -49,7 +49,7 @@ def mix_material(name: str, pattern: str, scale: float, colours: tuple[tuple[flo
 
 
 def build_scene() -> bpy.types.Object:
-    """Suzanne on a plinth, away from the origin and turned, selected, under a soft sky and a sun; returns their empty."""
+    """Suzanne on a plinth, away from the origin and turned, selected, under a soft sky and a sun; its empty."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"

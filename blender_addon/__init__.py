@@ -1,4 +1,4 @@
-"""Gaussmith inside Blender. Importing the package touches nothing, so `blender_addon.protocol` loads without Blender."""
+"""Gaussmith inside Blender. Importing it touches nothing, so `blender_addon.protocol` loads without Blender."""
 
 
 def register() -> None:
