@@ -3,8 +3,8 @@
 Each view is matched against a few neighbours over planes of even inverse depth (even depth for an orthographic view) by
 zero-mean normalised cross-correlation, the best half of the neighbours counting, since some do not see the surface. The
 cost is regularised along scanlines (Hirschmüller 2008), the depth refined between the planes and trusted where other
-views' depth agrees. Rounds at half the resolution find each view's range of depth, which at first is bounded only by how
-far the cameras are apart.
+views' depth agrees. Rounds at half the resolution find each view's range of depth, which at first is bounded only by
+how far the cameras are apart.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROBE_DEPTHS = 8
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """Depths that V views are swept between, scene units: near and far, [V] float64."""
 
     near: np.ndarray
@@ -83,7 +83,7 @@ def sweep_depth(
     it is 0 the depth is a guess. Both are 0 everywhere if no two cameras have parallax. Reports the stage "depth".
     """
     total = (RANGE_ROUNDS + 1) * len(views)
-    span = _first_span(rig_of(views.cameras))
+    span = first_span(rig_of(views.cameras))
     depth = confidence = np.zeros((len(views), 1, 1), np.float32)
     for turn in range(RANGE_ROUNDS + 1):
         pictures = shrunk(views, side if turn == RANGE_ROUNDS else side // 2)
@@ -105,7 +105,7 @@ def shrunk(views: Views, side: int) -> Views:
 class _Sweep:
     """One pass over all views at one resolution."""
 
-    def __init__(self, views: Views, span: _Span, neighbours: int, planes: int) -> None:
+    def __init__(self, views: Views, span: Span, neighbours: int, planes: int) -> None:
         self.rig = rig_of(views.cameras)
         grey = views.images[..., :3] @ torch.tensor([0.299, 0.587, 0.114])
         self.grey = np.ascontiguousarray(grey.cpu().numpy(), dtype=np.float32)
@@ -229,7 +229,7 @@ def rays_in(rig: Rig, view: int, others: np.ndarray) -> tuple[np.ndarray, np.nda
     return (rotation @ ahead)[..., 0].astype(np.float32), start.astype(np.float32)
 
 
-def _first_span(rig: Rig) -> _Span:
+def first_span(rig: Rig) -> Span:
     """What the cameras alone say: nothing much nearer than the next cameras are apart is seen by two of them."""
     count = len(rig.c2w)
     centres, forward = rig.c2w[:, :3, 3], rig.c2w[:, :3, 2]
@@ -245,10 +245,10 @@ def _first_span(rig: Rig) -> _Span:
     # an orthographic camera has no preferred scale of depth but its picture's
     reach = np.maximum(rig.width / rig.lenses[:, 0], near / NEAREST)
     flat = rig.lenses[:, 4] > 0
-    return _Span(np.where(flat, 0.02 * reach, near), np.where(flat, 4 * reach, FARTHEST * near))
+    return Span(np.where(flat, 0.02 * reach, near), np.where(flat, 4 * reach, FARTHEST * near))
 
 
-def _span_of(depth: np.ndarray, confidence: np.ndarray, span: _Span, rig: Rig) -> _Span:
+def _span_of(depth: np.ndarray, confidence: np.ndarray, span: Span, rig: Rig) -> Span:
     """The depths that other views confirmed, with room on both sides; where hardly any were, the old span."""
     near, far = span.near.copy(), span.far.copy()
     for view in range(len(depth)):
@@ -259,7 +259,7 @@ def _span_of(depth: np.ndarray, confidence: np.ndarray, span: _Span, rig: Rig) -
         room = (RANGE_MARGIN - 1) * (high - low) + 0.02 * high if rig.lenses[view, 4] else 0.0
         near[view] = max(low - room, span.near[view]) if room else low / RANGE_MARGIN
         far[view] = high + room if room else high * RANGE_MARGIN
-    return _Span(near, far)
+    return Span(near, far)
 
 
 def _enlarged(depth: np.ndarray, confidence: np.ndarray, height: int, width: int) -> tuple[Tensor, Tensor]:
