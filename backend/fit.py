@@ -74,9 +74,9 @@ class FitConfig:
     largest_splat: float = 0.1
     needles: float = 0.02
     needle_ratio: float = 4.0
-    haze: float = 0.005
+    haze: float = 0.0
     drift: float = 0.0
-    dreamed: float = 0.5
+    dreamed: float = 1.0
     dreamed_every: int = 2
     prune_opacity: float = 0.01
     prune_every: int = 100

@@ -103,6 +103,22 @@ def trace(field, active, rays, stride, workers, out):
 
 
 @numba.njit(fastmath=True, parallel=True, cache=True)
+def look(field, active, rays, stride, most):
+    """Raise `most` [T,X,Y,Z], one slice a worker, to the largest weight that a sample nearest to the voxel has."""
+    longest = int(rays[:, 6].max()) if len(rays) else 0
+    workers = most.shape[0]
+    for worker in numba.prange(workers):
+        cells, samples = np.empty((longest, 4), np.int32), np.empty((longest, SAMPLE_COLUMNS), np.float32)
+        for r in range(worker, len(rays), workers):
+            entries = _gather(field, active, rays[r], np.float32(0.5), stride, cells, samples)
+            for entry in range(entries):
+                i = cells[entry, 0] + int(samples[entry, U] > 0.5)
+                j = cells[entry, 1] + int(samples[entry, V] > 0.5)
+                k = cells[entry, 2] + int(samples[entry, W] > 0.5)
+                most[worker, i, j, k] = max(most[worker, i, j, k], samples[entry, WEIGHT])
+
+
+@numba.njit(fastmath=True, parallel=True, cache=True)
 def push(field, active, rays, jitter, stride, target, knobs, gradient):
     """Add to `gradient` [T,X,Y,Z,4], one slice a worker, the gradient of the rays' error.
 

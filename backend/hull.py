@@ -70,7 +70,9 @@ def common_box(views: Views) -> tuple[Tensor, Tensor]:
 
     Each side of a rectangle is a plane through its camera, unless the object is cut off there by the frame; six linear
     programmes find the box. With too few directions to close it, frames count as sides too and the depth of each
-    camera's share is held to the object's apparent width. Raises NothingSeen where no mask shows anything or where the masks contradict each other.
+    camera's share is held to the object's apparent width.
+
+    Raises NothingSeen where no mask shows anything or where the masks contradict each other.
     """
     shown = [view for view in range(len(views)) if bool((views.images[view, ..., 3] > 0.5).any())]
     if not shown:
@@ -103,6 +105,23 @@ def visual_hull(views: Views, grid: VoxelGrid) -> Tensor:
         pixels, depth = project(centres, views.cameras, view)
         hull = torch.minimum(hull, _sample_mask(alpha, pixels, depth, voxel_pixels(grid, views.cameras, view)))
     return hull
+
+
+def mean_colours(views: Views, grid: VoxelGrid) -> Tensor:
+    """[X,Y,Z,3] mean sRGB colour of the opaque pixels onto which a voxel falls; grey where there are none."""
+    centres = grid.centres()
+    total, weight = torch.zeros(*grid.shape, 3), torch.zeros(*grid.shape, 1)
+    height, width = views.cameras.height, views.cameras.width
+    for view in range(len(views)):
+        image = views.images[view]
+        premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1).permute(2, 0, 1)[None]
+        pixels, depth = project(centres, views.cameras, view)
+        place = (2 * pixels / torch.tensor([width, height]) - 1).reshape(1, grid.shape[0], -1, 2)
+        sampled = F.grid_sample(premultiplied, place, align_corners=False)[0].permute(1, 2, 0).reshape(*grid.shape, 4)
+        ahead = (depth > 0)[..., None]
+        total += torch.where(ahead, sampled[..., :3], 0.0)
+        weight += torch.where(ahead, sampled[..., 3:], 0.0)
+    return torch.where(weight > 0.05, total / weight.clamp_min(0.05), 0.5)
 
 
 def voxel_pixels(grid: VoxelGrid, cameras: Cameras, view: int) -> float:

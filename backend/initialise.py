@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from backend.cameras import Cameras, Views
 from backend.gaussians import SH_C0, Gaussians
-from backend.hull import meeting_point, project
 from backend.radiance_grid import RadianceGrid
 
 FLATNESS = 0.3  # thickness of a starting splat in units of its width, where the surface's direction is known
 GRID_STRIDE = 0.5  # voxels between the samples of a ray when a fitted grid is looked at
+LEAST_PROMINENCE = 0.05  # voxels that make up less than this of every pixel are left out
 WIDTH = 0.5  # standard deviation of a starting splat in units of the distance to its neighbour
 
 
@@ -27,22 +27,24 @@ class Surfels:
     colours  [P,3] sRGB, 0..1
     normals  [P,3] unit, or zero where the direction is unknown
     sizes    [P] distance between neighbours, scene units
+    alphas   [P] how much of what lies behind they cover, 0..1
     """
 
     points: Tensor
     colours: Tensor
     normals: Tensor
     sizes: Tensor
+    alphas: Tensor
 
     def __len__(self) -> int:
         return self.points.shape[0]
 
     def __getitem__(self, index: Tensor) -> Surfels:
-        return Surfels(self.points[index], self.colours[index], self.normals[index], self.sizes[index])
+        return Surfels(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def splats_on(surfels: Surfels, opacity: float, sh_degree: int) -> Gaussians:
-    """One splat a sample: a disc across the normal, a ball where there is none."""
+    """One splat a sample, `opacity` times its alpha: a disc across the normal, a ball where there is none."""
     width = WIDTH * surfels.sizes
     oriented = surfels.normals.norm(dim=1) > 0.5
     thickness = torch.where(oriented, FLATNESS * width, width)
@@ -52,7 +54,7 @@ def splats_on(surfels: Surfels, opacity: float, sh_degree: int) -> Gaussians:
         means=surfels.points,
         quats=facing(torch.where(oriented[:, None], surfels.normals, torch.tensor([0.0, 0.0, 1.0]))),
         scales=torch.stack([width, width, thickness], dim=1),
-        opacities=torch.full((len(surfels),), opacity),
+        opacities=opacity * surfels.alphas,
         sh=sh,
     )
 
@@ -100,9 +102,9 @@ def merge(surfels: Surfels, cells: float) -> Surfels:
         torch.zeros(count, 3).index_add_(0, group, values) / share
         for values in (surfels.points, surfels.colours, surfels.normals)
     )
-    sizes = torch.zeros(count).index_add_(0, group, edge) / share[:, 0]
+    sizes, alphas = (torch.zeros(count).index_add_(0, group, values) / share[:, 0] for values in (edge, surfels.alphas))
     agree = normals.norm(dim=1, keepdim=True) > 0.7
-    return Surfels(points, colours, torch.where(agree, F.normalize(normals, dim=1), 0.0), sizes)
+    return Surfels(points, colours, torch.where(agree, F.normalize(normals, dim=1), 0.0), sizes, alphas)
 
 
 def camera_points(depth: Tensor, cameras: Cameras, view: int) -> Tensor:
@@ -126,7 +128,9 @@ def _surfels_of_view(views: Views, view: int) -> Surfels:
     footprint = torch.ones_like(depth) / focal if views.cameras.orthographic[view] else depth / focal
     normals = _normals(local, depth, footprint, shown)
     points = local[shown] @ c2w[:3, :3].T + c2w[:3, 3]
-    return Surfels(points, image[..., :3][shown], normals[shown] @ c2w[:3, :3].T, footprint[shown])
+    return Surfels(
+        points, image[..., :3][shown], normals[shown] @ c2w[:3, :3].T, footprint[shown], image[..., 3][shown]
+    )
 
 
 def _normals(local: Tensor, depth: Tensor, footprint: Tensor, shown: Tensor) -> Tensor:
@@ -143,35 +147,25 @@ def _normals(local: Tensor, depth: Tensor, footprint: Tensor, shown: Tensor) -> 
     return normals
 
 
-def surfels_of_grid(fitted: RadianceGrid, cameras: list[Cameras], limit: int) -> Surfels:
-    """At most `limit` samples of the surfaces that the cameras see in a radiance grid, one a voxel or coarser."""
-    seen = [surfels_of_depth(fitted.views(group, GRID_STRIDE), limit) for group in cameras]
-    whole = together(seen)
-    size = torch.full_like(whole.sizes, fitted.grid.spacing)
-    return merge(Surfels(whole.points, whole.colours, whole.normals, size), 1.0)
+def splats_of_grid(fitted: RadianceGrid, cameras: list[Cameras], limit: int, sh_degree: int) -> Gaussians:
+    """One ball a voxel for the at most `limit` voxels of a radiance grid that the cameras see most of.
 
-
-def surfels_in_view(views: Views, limit: int, generator: torch.Generator) -> Surfels:
-    """`limit` grey samples at random where the cameras look: within half to twice the distance at which they meet."""
-    cameras = views.cameras
-    meeting = meeting_point(cameras)
-    view = torch.randint(len(cameras), (limit,), generator=generator)
-    pixel = torch.rand(limit, 2, generator=generator) * torch.tensor([cameras.width, cameras.height])
-    reach = torch.stack([project(meeting, cameras, v)[1] for v in range(len(cameras))])
-    reach = torch.where(reach > 0, reach, torch.linalg.vector_norm(cameras.centres - meeting, dim=1).clamp_min(1e-6))
-    depth = reach[view] * 2 ** (2 * torch.rand(limit, generator=generator) - 1)
-    Ks, c2w = cameras.Ks[view], cameras.c2w[view]
-    across = (pixel - Ks[:, :2, 2]) / Ks[:, [0, 1], [0, 1]]
-    across = torch.where(cameras.orthographic[view][:, None], across, across * depth[:, None])
-    local = torch.cat([across, depth[:, None]], dim=1)
-    points = (c2w[:, :3, :3] @ local[..., None])[..., 0] + c2w[:, :3, 3]
-    column, row = pixel.long().unbind(1)
-    colours = views.images[view, row.clamp_max(cameras.height - 1), column.clamp_max(cameras.width - 1), :3]
-    spread = float(reach.mean()) / limit ** (1 / 3)
-    return Surfels(points, colours, torch.zeros_like(points), torch.full((limit,), spread))
+    Balls of half a voxel's deviation in a lattice cover, on average over a layer, 2 pi / 4 of their opacity: that makes
+    a layer of them as dense as the layer of voxels was.
+    """
+    seen = torch.stack([fitted.prominence(group, GRID_STRIDE) for group in cameras]).amax(0)
+    rank = seen.flatten().argsort(descending=True, stable=True)[:limit]
+    chosen = torch.zeros(seen.numel(), dtype=torch.bool)
+    chosen[rank] = True
+    rows = torch.nonzero(chosen.reshape(seen.shape) & (seen > LEAST_PROMINENCE), as_tuple=True)
+    values = torch.from_numpy(fitted.values)[rows]
+    cover = 1 - torch.exp(-F.softplus(values[:, 0]) / (2 * math.pi * WIDTH**2))
+    points = fitted.grid.centres()[rows]
+    sizes = torch.full((len(points),), fitted.grid.spacing)
+    surfels = Surfels(points, values[:, 1:], torch.zeros_like(points), sizes, cover)
+    return splats_on(surfels, 1.0, sh_degree)
 
 
 def together(parts: list[Surfels]) -> Surfels:
     """All samples of all parts."""
-    names = ("points", "colours", "normals", "sizes")
-    return Surfels(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return Surfels(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Surfels)))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend import grid_kernels
 from backend.cameras import Cameras, Views, rays
-from backend.hull import VoxelGrid, common_box, grid_over, visual_hull, voxel_pixels
+from backend.hull import VoxelGrid, common_box, grid_over, mean_colours, visual_hull, voxel_pixels
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,13 @@ class RadianceGrid:
         shape = (len(cameras), cameras.height, cameras.width)
         return Views(torch.cat([colour, alpha], 1).reshape(*shape, 4).clamp(0, 1), cameras, depth.reshape(shape))
 
+    def prominence(self, cameras: Cameras, stride: float) -> Tensor:
+        """[X,Y,Z] the largest share of a pixel, 0..1, that any camera sees of each voxel."""
+        rows = _rays_through(self.grid, cameras, stride).rows
+        most = np.zeros((numba.get_num_threads(), *self.free.shape), np.float32)
+        grid_kernels.look(self.values, self.active, rows, np.float32(stride), most)
+        return torch.from_numpy(most.max(axis=0))
+
 
 @dataclass(frozen=True)
 class _Rays:
@@ -144,13 +151,14 @@ def fit_grid(
 
 
 def _level_start(views: Views, grid: VoxelGrid, coarser: RadianceGrid | None, config: GridConfig) -> RadianceGrid:
-    """The grid's values before its first step: the hull in grey, or the coarser level's values between its voxels."""
+    """The grid before its first step: the hull in the pictures' mean colours, or the coarser level's values."""
     hull = visual_hull(views, grid).numpy()
     free = np.array(ndimage.binary_dilation(hull > config.hull_threshold), bool)
     for axis in range(3):  # the kernels read one voxel beyond each free one
         np.moveaxis(free, axis, 0)[[0, -1]] = False
     if coarser is None:
-        values = np.full((*grid.shape, 4), 0.5, np.float32)
+        values = np.empty((*grid.shape, 4), np.float32)
+        values[..., 1:] = mean_colours(views, grid).numpy()
         values[..., 0] = np.where(hull > 0.5, config.start_density, 0.5 * grid_kernels.EMPTY)
     else:
         values = _resampled(coarser, grid)

@@ -30,7 +30,7 @@ def painted_ball(unit: float = 1.0) -> Gaussians:
     colours = 0.5 + 0.4 * torch.sin(normals * torch.tensor([4.0, 3.0, 5.0]))
     sizes = torch.full((len(steps),), 0.05 * unit)
     middle = torch.tensor([0.3, -0.2, 0.1]) * unit
-    return splats_on(Surfels(0.7 * unit * normals + middle, colours, normals, sizes), 0.95, 0)
+    return splats_on(Surfels(0.7 * unit * normals + middle, colours, normals, sizes, torch.ones_like(sizes)), 0.95, 0)
 
 
 def ring(count: int, unit: float = 1.0, *, elevation: float = 0.35, azimuth: float = 0.0, size: int = 64) -> Cameras:
@@ -254,7 +254,7 @@ def test_facing_turns_z_to_the_normal():
 
 def test_colours_of_surfels_are_those_of_the_splats():
     colours = torch.tensor([[0.1, 0.5, 0.9]])
-    splats = splats_on(Surfels(torch.zeros(1, 3), colours, torch.zeros(1, 3), torch.ones(1)), 0.5, 1)
+    splats = splats_on(Surfels(torch.zeros(1, 3), colours, torch.zeros(1, 3), torch.ones(1), torch.ones(1)), 0.5, 1)
     assert torch.allclose(0.5 + SH_C0 * splats.sh[:, 0], colours) and splats.sh_degree == 1
 
 
