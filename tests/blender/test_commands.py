@@ -140,7 +140,8 @@ def test_the_whole_path_with_the_real_backend(registered: Path) -> None:
     material = bpy.data.materials.new("Blue")
     if material.node_tree is None:  # before 5.0 a new material has none
         material.use_nodes = True
-    surface = next(node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED")
+    tree: Any = material.node_tree
+    surface = next(node for node in tree.nodes if node.type == "BSDF_PRINCIPLED")
     surface.inputs["Base Color"].default_value = (0.05, 0.2, 0.8, 1)
     bpy.context.object.data.materials.append(material)
     made = api.generate(

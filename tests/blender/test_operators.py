@@ -13,6 +13,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 from blender_addon import preferences, registration, result, splat_object, studio  # noqa: E402
+from blender_addon.generation import Generation  # noqa: E402
 from blender_addon.order import Order  # noqa: E402
 from blender_addon.session import Session, SessionState  # noqa: E402
 from blender_addon.views import CapturedViews, CaptureError, CaptureSettings  # noqa: E402
@@ -51,13 +52,32 @@ def tick_until(running: studio.Studio, holds: Callable[[], bool]) -> None:
     """Does what Blender's timer would; timers do not fire in background mode."""
     deadline = time.monotonic() + SECONDS
     while not holds():
-        assert time.monotonic() < deadline, (running.generation and running.generation.phase, running.problem)
+        assert time.monotonic() < deadline, (running.generation and run_of(running).phase, running.problem)
         time.sleep(min(running.tick(), 0.02))
 
 
-def phase(running: studio.Studio) -> str:
+def run_of(running: studio.Studio) -> Generation:
     assert running.generation is not None
-    return running.generation.phase
+    return running.generation
+
+
+def phase(running: studio.Studio) -> str:
+    return run_of(running).phase
+
+
+def job_state(running: studio.Studio) -> str:
+    job = run_of(running).job
+    return job.state if job is not None else ""
+
+
+def sentence(running: studio.Studio) -> str:
+    return running.problem.sentence if running.problem is not None else ""
+
+
+def face(empty: Any, role: Any) -> Any:
+    found = result.part(empty, role)
+    assert found is not None
+    return found
 
 
 def finished(running: studio.Studio) -> Callable[[], bool]:
@@ -96,8 +116,8 @@ def test_cancel_while_pictures_are_taken(running: studio.Studio) -> None:
 def test_cancel_while_the_backend_works(running: studio.Studio, pictures: Path) -> None:
     before = names()
     running.generate(bpy.context, Order(transforms=pictures, weights="patient"))
-    tick_until(running, lambda: running.session.state is SessionState.RUNNING and running.generation.fraction >= 0)
-    tick_until(running, lambda: running.generation.job.state == "running")
+    tick_until(running, lambda: running.session.state is SessionState.RUNNING and run_of(running).fraction >= 0)
+    tick_until(running, lambda: job_state(running) == "running")
     began = time.monotonic()
     bpy.ops.gaussmith.cancel()
     tick_until(running, lambda: running.session.state is SessionState.READY)
@@ -110,7 +130,7 @@ def test_cancel_while_the_backend_works(running: studio.Studio, pictures: Path) 
 
 def test_finish_now_takes_what_there_is(running: studio.Studio, pictures: Path) -> None:
     running.generate(bpy.context, Order(transforms=pictures, weights="patient", name="Early"))
-    tick_until(running, lambda: running.generation.job.state == "running")
+    tick_until(running, lambda: job_state(running) == "running")
     assert bpy.ops.gaussmith.finish_early() == {"FINISHED"}
     tick_until(running, finished(running))
     assert phase(running) == "DONE" and "Early" in bpy.data.objects
@@ -122,15 +142,15 @@ def test_a_failure_is_a_sentence_with_details(running: studio.Studio, pictures: 
     running.generate(bpy.context, Order(transforms=pictures, weights=act))
     tick_until(running, finished(running))
     assert phase(running) == "FAILED" and names() == before
-    assert running.problem is not None and running.problem.sentence.endswith(".")
+    assert sentence(running).endswith(".")
     details = running.details()
-    assert running.problem.sentence in details and bpy.app.version_string in details
+    assert sentence(running) in details and bpy.app.version_string in details
 
 
 def test_an_undo_while_objects_are_built_does_not_lose_the_result(running: studio.Studio, pictures: Path) -> None:
     running.generate(bpy.context, Order(transforms=pictures, weights="works", output="both", name="Thing"))
     tick_until(running, lambda: phase(running) == "BUILDING")
-    running.generation.tick(bpy.context, 0.0)  # one slice, so that something half-built is there
+    run_of(running).tick(bpy.context, 0.0)  # one slice, so that something half-built is there
     studio._before_undo()
     tick_until(running, finished(running))
     assert phase(running) == "DONE" and len(bpy.data.objects["Thing"].children) == 2
@@ -147,9 +167,9 @@ def test_an_undo_while_pictures_are_taken_starts_them_again(running: studio.Stud
 
 def test_opening_another_file_ends_the_run(running: studio.Studio, pictures: Path) -> None:
     running.generate(bpy.context, Order(transforms=pictures, weights="patient"))
-    tick_until(running, lambda: running.generation.job.state == "running")
+    tick_until(running, lambda: job_state(running) == "running")
     bpy.ops.wm.read_homefile(use_empty=True)
-    assert not running.busy and "another file" in running.problem.sentence
+    assert not running.busy and "another file" in sentence(running)
     tick_until(running, lambda: running.session.state is SessionState.READY)
     assert not bpy.data.objects
 
@@ -159,7 +179,7 @@ def test_deleting_the_scene_fails_the_run(running: studio.Studio, pictures: Path
     running.generate(bpy.context, Order(transforms=pictures, weights="patient"))
     bpy.data.scenes.remove(next(scene for scene in bpy.data.scenes if scene != other))
     running.tick()
-    assert phase(running) == "FAILED" and "scene" in running.problem.sentence
+    assert phase(running) == "FAILED" and "scene" in sentence(running)
 
 
 def test_one_undo_step_brings_the_result_and_takes_it_away(running: studio.Studio, pictures: Path) -> None:
@@ -211,7 +231,7 @@ def test_ply_out_and_in(running: studio.Studio, pictures: Path, tmp_path: Path) 
     assert bpy.ops.gaussmith.import_ply(filepath=str(file)) == {"FINISHED"}
     imported = bpy.context.object
     bpy.context.view_layer.update()
-    original = splat_object.read_splats(result.part(bpy.data.objects["Thing"], "SPLATS"))
+    original = splat_object.read_splats(face(bpy.data.objects["Thing"], "SPLATS"))
     assert imported.name.startswith("splats")
     np.testing.assert_allclose(splat_object.read_splats(imported).means, original.means, atol=1e-6)
     (tmp_path / "no.ply").write_text("ply\nnothing")
@@ -223,7 +243,7 @@ def test_the_two_faces_of_a_result(running: studio.Studio, pictures: Path) -> No
     running.generate(bpy.context, Order(transforms=pictures, weights="works", output="both", name="Thing"))
     tick_until(running, finished(running))
     empty = bpy.data.objects["Thing"]
-    splats, mesh = (result.part(empty, role) for role in ("SPLATS", "MESH"))
+    splats, mesh = (face(empty, role) for role in ("SPLATS", "MESH"))
     assert (splats.hide_render, mesh.hide_render) == (False, True)
     assert bpy.ops.gaussmith.show(display="MESH", name="Thing") == {"FINISHED"}
     assert (splats.hide_render, mesh.hide_render) == (True, False)

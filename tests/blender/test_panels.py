@@ -20,7 +20,7 @@ class Layout:
     """Stands in for UILayout: nested ones share one list of what was drawn; names are checked as Blender would."""
 
     def __init__(self, drawn: list[str]) -> None:
-        object.__setattr__(self, "drawn", drawn)
+        self.drawn = drawn
 
     def _nested(self, **_: Any) -> Layout:
         return Layout(self.drawn)
