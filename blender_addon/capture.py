@@ -12,7 +12,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import exr, pictures, render_settings, shots
+from . import exr, pictures, render_jobs, render_settings, shots
 from .stage import Pose, Stage, check_not_inside
 from .views import CapturedViews, CaptureError, CaptureSettings
 
@@ -59,12 +59,12 @@ class CaptureRun:
         self.cancelled = False
         self._film: _Film | None = None
         self._job_started = False
-        self._display: _NoRenderWindow | None = None
+        self._interface: render_jobs.Interface | None = None
 
     def start(self, context: bpy.types.Context) -> None:
         """Check and prepare; raises CaptureError at once when the capture cannot begin."""
         self._film = _Film(context, self.settings)
-        self._display = _NoRenderWindow()
+        self._interface = render_jobs.Interface(context.scene, self._film.scene)
         self.total = len(self._film.shots)
         self.label = self._film.shots[0].name
 
@@ -89,7 +89,7 @@ class CaptureRun:
             self._close()
 
     def _advance(self, film: _Film) -> None:
-        if bpy.app.is_job_running("RENDER"):
+        if render_jobs.running():
             return  # ours, or one of the artist's that ours waits for
         if not self._job_started:
             film.aim()
@@ -114,13 +114,13 @@ class CaptureRun:
 
     def _close(self) -> None:
         film, self._film = self._film, None
-        display, self._display = self._display, None
+        interface, self._interface = self._interface, None
+        if film is not None and self._job_started and render_jobs.running():
+            film.stop_render_job()
+        if interface is not None:
+            interface.restore()
         if film is not None:
-            if self._job_started and bpy.app.is_job_running("RENDER"):
-                film.stop_render_job()
             film.close()
-        if display is not None:
-            display.restore()
 
 
 class _Film:
@@ -140,6 +140,11 @@ class _Film:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def scene(self) -> bpy.types.Scene:
+        """The temporary scene that is rendered."""
+        return self._stage.scene
 
     @property
     def _file(self) -> Path:
@@ -164,18 +169,11 @@ class _Film:
             raise CaptureError(f"Blender's {self._engine} rendered no picture: its console says why.")
 
     def start_render_job(self) -> None:
-        window = bpy.context.window or bpy.context.window_manager.windows[0]
-        with bpy.context.temp_override(window=window):
-            answer = bpy.ops.render.render("INVOKE_DEFAULT", scene=self._scene, write_still=True)
-        if "CANCELLED" in answer:
-            raise CaptureError("Blender did not start the render: its console says why.")
+        render_jobs.start(self.scene)
 
     def stop_render_job(self) -> None:
-        """Blender has no call that ends a render job. Deleting a scene as its menu does ends the jobs that it owns."""
-        scene = self._stage.scene
-        with bpy.context.temp_override(scene=scene):  # without a window, whose own scene would win
-            if bpy.context.scene == scene:
-                bpy.ops.scene.delete()
+        if self._scene in bpy.data.scenes:  # else an undo or another file has ended it
+            render_jobs.stop(self.scene)
 
     def develop(self) -> None:
         """Read and encode the rendered file."""
@@ -208,19 +206,6 @@ class _Film:
 
     def close(self) -> None:
         self._stage.close()
-
-
-class _NoRenderWindow:
-    """Keeps Blender from opening its render window for our jobs, until `restore`."""
-
-    def __init__(self) -> None:
-        preferences = bpy.context.preferences
-        self._saved = (preferences.view.render_display_type, preferences.is_dirty)
-        preferences.view.render_display_type = "NONE"
-
-    def restore(self) -> None:
-        preferences = bpy.context.preferences
-        preferences.view.render_display_type, preferences.is_dirty = self._saved
 
 
 def _working_space() -> str:

@@ -14,7 +14,7 @@ from bpy_extras.object_utils import world_to_camera_view
 from mathutils import Euler, Matrix, Vector
 
 from blender_addon import capture as capture_module
-from blender_addon import exr, temporary
+from blender_addon import exr, render_jobs, temporary
 from blender_addon.capture import CapturedViews, CaptureError, CaptureRun, CaptureSettings, capture
 
 SMALL = CaptureSettings(count=4, resolution=48, quality="preview")
@@ -498,6 +498,16 @@ def test_a_run_reports_its_error_and_cleans_up(factory: Any, monkeypatch: pytest
     while not run.tick():
         pass
     assert run.result is None and "cut short" in str(run.error)
+    assert [scene.name for scene in bpy.data.scenes] == ["Scene"]
+
+
+def test_stopping_a_job_deletes_the_stage_and_never_the_artists_scene(factory: Any) -> None:
+    """Called from a window's event, whose own scene must not be taken for the one to delete."""
+    stage = factory.scene.copy()
+    temporary.mark(stage)
+    window = bpy.context.window_manager.windows[0]
+    with bpy.context.temp_override(window=window):
+        render_jobs.stop(stage)
     assert [scene.name for scene in bpy.data.scenes] == ["Scene"]
 
 
