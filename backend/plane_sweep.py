@@ -169,15 +169,11 @@ def pair_worths(rig: Rig, near: np.ndarray, far: np.ndarray) -> np.ndarray:
     The mean over pixels and depths of whether the other sees the point, weighted by the angle between the two lines of
     sight (as MVSNet chooses its sources, Yao et al. 2018, section 4.1, but with points from the cameras alone).
     """
-    count = len(rig.c2w)
     forward = rig.c2w[:, :3, 2]
     turned = np.degrees(np.arccos(np.clip(forward @ forward.T, -1, 1))) > WIDEST_TURN
-    worth = np.zeros((count, count))
-    for view in range(count):
-        points, sight = _probes(rig, view, near[view], far[view])
-        for other in range(count):
-            if other != view and not turned[view, other]:
-                worth[view, other] = _probe_worth(rig, other, points, sight)
+    worth = np.stack([_worths_of(rig, *_probes(rig, view, near[view], far[view])) for view in range(len(forward))])
+    worth[turned] = 0
+    np.fill_diagonal(worth, 0)
     return worth
 
 
@@ -192,28 +188,29 @@ def _probes(rig: Rig, view: int, near: float, far: float) -> tuple[np.ndarray, n
     scale = 1.0 if orthographic else z
     local = np.stack([(u - cx) / fx * scale, (v - cy) / fy * scale, z], axis=1)
     points = local @ rig.c2w[view, :3, :3].T + rig.c2w[view, :3, 3]
-    return points, _sight(rig, view, points)
+    return points, _sight(rig, points)[view]
 
 
-def _sight(rig: Rig, view: int, points: np.ndarray) -> np.ndarray:
-    """[P,3] unit directions in which a camera looks at world points."""
-    if rig.lenses[view, 4]:
-        return np.broadcast_to(rig.c2w[view, :3, 2], points.shape)
-    away = points - rig.c2w[view, :3, 3]
-    return away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-30)
+def _sight(rig: Rig, points: np.ndarray) -> np.ndarray:
+    """[V,P,3] unit directions in which the cameras look at world points [P,3]."""
+    away = points - rig.c2w[:, None, :3, 3]
+    away /= np.maximum(np.linalg.norm(away, axis=2, keepdims=True), 1e-30)
+    return np.where(rig.lenses[:, 4, None, None] > 0, rig.c2w[:, None, :3, 2], away)
 
 
-def _probe_worth(rig: Rig, other: int, points: np.ndarray, sight: np.ndarray) -> float:
-    fx, fy, cx, cy, orthographic = rig.lenses[other]
-    local = points @ rig.viewmats[other, :3, :3].T + rig.viewmats[other, :3, 3]
-    scale = np.ones(len(points)) if orthographic else 1 / np.where(local[:, 2] > 0, local[:, 2], np.inf)
-    u, v = fx * local[:, 0] * scale + cx, fy * local[:, 1] * scale + cy
-    seen = (local[:, 2] > 0) & (u > 0) & (u < rig.width) & (v > 0) & (v < rig.height)
-    parallel = np.einsum("pc,pc->p", sight, _sight(rig, other, points))
+def _worths_of(rig: Rig, points: np.ndarray, sight: np.ndarray) -> np.ndarray:
+    """[V] mean worth of points [P,3], that a camera sees along `sight` [P,3], to each camera."""
+    fx, fy, cx, cy, orthographic = (column[:, None] for column in rig.lenses.T)
+    local = points @ rig.viewmats[:, :3, :3].transpose(0, 2, 1) + rig.viewmats[:, None, :3, 3]
+    z = local[..., 2]
+    scale = np.where(orthographic > 0, 1.0, 1 / np.where(z > 0, z, np.inf))
+    u, v = fx * local[..., 0] * scale + cx, fy * local[..., 1] * scale + cy
+    seen = (z > 0) & (u > 0) & (u < rig.width) & (v > 0) & (v < rig.height)
+    parallel = np.einsum("pc,vpc->vp", sight, _sight(rig, points))
     angle = np.degrees(np.arccos(np.clip(parallel, -1, 1)))
     spread = np.where(angle < BEST_ANGLE, SHARPER, WIDER)
     useful = np.exp(-0.5 * ((angle - BEST_ANGLE) / spread) ** 2) * np.minimum(1, angle / 0.5)
-    return float((seen * useful).mean())
+    return (seen * useful).mean(axis=1)
 
 
 def rays_in(rig: Rig, view: int, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
