@@ -22,9 +22,9 @@ test-backend: $(VENV)/.ready
 test-blender: $(VENV)/.ready $(BPY_VENV)/.ready
 	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python -m pytest tests/blender
 
-# The zip as a user installs it, in real Blenders: ../shared/tools/real-blender.
+# The zip as a user installs it, in real Blenders: ../shared/tools/real-blender. REAL holds options of run.py.
 test-real: $(VENV)/.ready $(BPY_VENV)/.ready
-	$(VENV)/bin/python tests/blender/real/run.py --out out/real
+	$(VENV)/bin/python tests/blender/real/run.py --out out/real $(REAL)
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -53,6 +53,7 @@ def build_scene() -> bpy.types.Object:
     bpy.ops.wm.read_factory_settings(use_empty=True)
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
+    scene.render.resolution_x = scene.render.resolution_y = RESOLUTION
     scene.world = bpy.data.worlds.new("Sky")
     scene.world.use_nodes = True
     scene.world.node_tree.nodes["Background"].inputs[0].default_value = (0.9, 0.95, 1.0, 1)
