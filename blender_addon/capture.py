@@ -64,7 +64,7 @@ class CaptureRun:
     def start(self, context: bpy.types.Context) -> None:
         """Check and prepare; raises CaptureError at once when the capture cannot begin."""
         self._film = _Film(context, self.settings)
-        self._interface = render_jobs.Interface(context.scene, self._film.scene)
+        self._interface = render_jobs.Interface()
         self.total = len(self._film.shots)
         self.label = self._film.shots[0].name
 
@@ -93,10 +93,10 @@ class CaptureRun:
             return  # ours, or one of the artist's that ours waits for
         if not self._job_started:
             film.aim()
-            if bpy.app.background:
-                film.render_blocking()
-            else:
+            if render_jobs.usable():
                 film.start_render_job()
+            else:
+                film.render_blocking()
             self._job_started = True
             return
         self._job_started = False

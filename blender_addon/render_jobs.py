@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import bpy
 
-from . import temporary
 from .views import CaptureError
 
-# Until 5.0 Blender frees the graphics contexts of renders whose scene no window shows, even while they run, and crashes
-# (RE_FreeUnusedGPUResources). There a window has to show the scene that is rendered.
-_NEEDS_WINDOW = bpy.app.version < (5, 0, 0)
+# Until 5.1 Blender crashes when a job renders a scene that no window shows (it frees graphics contexts in use) and when a
+# scene is deleted without a window in the context, which is how a job is ended. There, pictures are rendered in place.
+FIRST_SOUND = (5, 1, 0)
+
+
+def usable() -> bool:
+    """Whether pictures can be rendered in jobs, with the interface alive meanwhile."""
+    return not bpy.app.background and bpy.app.version >= FIRST_SOUND
 
 
 class Interface:
-    """The interface during a run: no render window opens and, where Blender needs it, a window shows the stage's scene.
-    `restore` puts all back; it is sound after an undo or a file load too."""
+    """The interface during a run: no render window opens. `restore` is sound after an undo or a file load too."""
 
-    def __init__(self, source: bpy.types.Scene, stage: bpy.types.Scene) -> None:
-        self._source = source.name
+    def __init__(self) -> None:
         preferences = bpy.context.preferences
         self._preferences = (preferences.view.render_display_type, preferences.is_dirty)
         preferences.view.render_display_type = "NONE"
-        if _NEEDS_WINDOW and not bpy.app.background:
-            _main_window(source).scene = stage
 
     def restore(self) -> None:
         preferences = bpy.context.preferences
         preferences.view.render_display_type, preferences.is_dirty = self._preferences
-        ordinary = [scene for scene in bpy.data.scenes if temporary.MARK not in scene]
-        back = bpy.data.scenes.get(self._source) or (ordinary[0] if ordinary else None)
-        for window in bpy.context.window_manager.windows:
-            if back is not None and temporary.MARK in window.scene:
-                window.scene = back
-
-
-def _main_window(scene: bpy.types.Scene) -> bpy.types.Window:
-    """The window the artist works in: the context's, else one that shows the scene, without what hangs on it."""
-    windows = [window for window in bpy.context.window_manager.windows if window.parent is None]
-    showing = [window for window in windows if window.scene == scene]
-    return (showing or windows)[0]
 
 
 def running() -> bool:
