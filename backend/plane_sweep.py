@@ -9,7 +9,6 @@ how far the cameras are apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from backend import sweep_kernels as kernels
 from backend.cameras import Cameras, Views
-from backend.monitor import Monitor, Silent
+from backend.monitor import Monitor
 
 RANGE_ROUNDS = 2  # sweeps at half the resolution that only find where the depth lies
 NEAREST = 0.5  # first bound: no surface nearer than this share of the typical distance between neighbouring cameras
@@ -269,33 +268,3 @@ def _enlarged(depth: np.ndarray, confidence: np.ndarray, height: int, width: int
     jumps = F.max_pool2d(both[:, :1], 3, 1, 1) + F.max_pool2d(-both[:, :1], 3, 1, 1) > 0.1 * both[:, :1]
     jumps = F.interpolate(jumps.float(), (height, width), mode="nearest-exact") > 0
     return torch.where(jumps, nearest, between)[:, 0], nearest[:, 1]
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """How `sweep` looks: see `sweep_depth`."""
-
-    longest_side: int = 240
-    planes: int = 96
-    neighbours: int = 4
-
-
-class _Advancing(Silent):
-    """A monitor that hands progress to a function."""
-
-    def __init__(self, advance: Callable[[int, int], None]) -> None:
-        self._advance = advance
-
-    def progress(self, stage: str, step: int, total: int) -> None:
-        del stage
-        self._advance(step, total)
-
-
-def sweep(views: Views, config: SweepConfig, advance: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    """Depth [V,h,w] of reduced pictures and whether other views agree with it, [V,h,w] bool. See `sweep_depth`."""
-    side = config.longest_side
-    small = shrunk(views, side)
-    depth, confidence = sweep_depth(
-        small, planes=config.planes, neighbours=config.neighbours, side=side, monitor=_Advancing(advance)
-    )
-    return depth, confidence > 0

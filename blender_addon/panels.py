@@ -13,7 +13,7 @@ from . import environment, operators, preferences, result, scene_advice, studio
 from .session import SessionState
 
 CATEGORY = "Gaussmith"
-LINE = 44  # characters of a sentence in one line of a sidebar of usual width
+LINE = 36  # characters of a sentence beside an icon in a sidebar of usual width
 
 
 class _Sidebar:

@@ -6,7 +6,7 @@ import bpy
 
 from .views import CaptureError
 
-# Until 5.1 Blender crashes when a job renders a scene that no window shows (it frees graphics contexts in use) and when a
+# Until 5.1 Blender crashes when a job renders a scene that no window shows (it frees contexts in use) and when a
 # scene is deleted without a window in the context, which is how a job is ended. There, pictures are rendered in place.
 FIRST_SOUND = (5, 1, 0)
 

@@ -30,6 +30,7 @@ QUICK = {
 LONG = {"steps": 20_000}
 TABS_WIDTH = 20  # pixels of the strip of tabs at the sidebar's right edge
 RUN_SECONDS = 600  # for eight small pictures and a short fit, on a machine that does other things too
+TRIES = 3
 USUAL_HEIGHT = 24  # pixels; Generate and Cancel are taller
 
 
@@ -85,8 +86,20 @@ class Window:
                 return
         raise SystemExit(f"the sidebar has no tab {name}")
 
-    def press(self) -> None:
-        """Clicks the panel's one tall button: Generate, or Cancel while a run is in progress."""
+    def press(self, what: str, happened: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Clicks the tall button until Blender, which may be busy drawing and miss a click, has noticed."""
+        for _ in range(TRIES):
+            self.click_tall_button()
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                if happened(self.state()):
+                    return self.state()
+                time.sleep(0.1)
+        self.picture("failed")
+        raise SystemExit(f"{what} did not happen after {TRIES} clicks; the last state was {self.state()}")
+
+    def click_tall_button(self) -> None:
+        """The panel's one tall button is Generate, or Cancel while a run is in progress."""
         x, y, width, height = self.state()["sidebar"]
         self.move(x + width / 2, y + height - 5)  # away from the buttons, so that none is lit
         time.sleep(0.5)
@@ -119,11 +132,12 @@ def tall_button(pixels: bytes, width: int, colour: tuple[int, ...]) -> tuple[int
 
 def use(window: Window) -> dict[str, Any]:
     window.until("the sidebar", lambda state: state["sidebar"][2] > 100, 60)
+    time.sleep(3)  # it slides in
     window.open_tab("Gaussmith")
     time.sleep(1)
     window.picture("1_panel")
     before = window.state()["objects"]
-    window.press()
+    window.press("the run", lambda state: state.get("phase", "") == "CAPTURING")
     fractions, labels = watch(window)
     done = window.state()
     window.choose({"hidden": ["Cube"], "shading": "MATERIAL"})
@@ -155,7 +169,6 @@ def undo_and_redo(window: Window, result: str) -> float:
 
 def watch(window: Window) -> tuple[list[float], list[str]]:
     """Follows the run to its end, with a picture of the capture and one of the bar."""
-    window.until("the run", lambda state: state.get("phase") == "CAPTURING", 10)
     window.picture("2_capturing")
     fractions, labels, pictured = [], [], False
     deadline = time.monotonic() + RUN_SECONDS
@@ -179,14 +192,14 @@ def watch(window: Window) -> tuple[list[float], list[str]]:
 def cancel_another(window: Window) -> float:
     """Starts a long run and cancels it with the mouse; the seconds until the backend was free again."""
     window.choose(LONG)
-    window.press()
+    window.press("the second run", lambda state: state["phase"] in ("CAPTURING", "RECONSTRUCTING"))
     window.until(
         "the second run", lambda state: state["phase"] == "RECONSTRUCTING" and state["fraction"] > 0.02, RUN_SECONDS
     )
     window.picture("5_second_run")
-    window.press()
+    window.press("the cancel", lambda state: state["phase"] == "CANCELLED")
     began = time.monotonic()
-    window.until("the cancel", lambda state: state["phase"] == "CANCELLED" and state["backend"] == "ready", 10)
+    window.until("the backend's rest", lambda state: state["backend"] == "ready", 60)
     return time.monotonic() - began
 
 

@@ -15,6 +15,7 @@ import bpy
 
 STATE, SETTINGS = (Path(name) for name in sys.argv[sys.argv.index("--") + 1 :][:2])
 PACKAGE = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".gaussmith"))
+SCENE = bpy.context.scene.name  # during a capture an older Blender's window shows another for a while
 studio = importlib.import_module(f"{PACKAGE}.blender_addon.studio")
 
 
@@ -40,8 +41,8 @@ def state() -> dict[str, Any]:
         "shading": area.spaces[0].shading.type,
         "problem": running.problem.sentence if running.problem else "",
         "backend": running.session.state.value,
-        "objects": sorted(item.name for item in bpy.context.scene.objects),
-        "last_result": bpy.context.scene.gaussmith.last_result,
+        "objects": sorted(item.name for item in bpy.data.scenes[SCENE].objects),
+        "last_result": bpy.data.scenes[SCENE].gaussmith.last_result,
         "figures": vars(running.figures),
     }
     if run is not None:
@@ -58,7 +59,9 @@ def write_state() -> float:
 
 
 def apply_settings() -> None:
-    """What the file asks for now; nothing while it is being written."""
+    """What the file asks for now; nothing while it is being written or a run is in progress."""
+    if studio.current().busy:
+        return
     try:
         wanted = json.loads(SETTINGS.read_text())
     except json.JSONDecodeError:
@@ -69,7 +72,7 @@ def apply_settings() -> None:
             item.hide_set(item.name in hidden)
     area, _ = sidebar()
     area.spaces[0].shading.type = wanted.pop("shading", "SOLID")
-    chosen = bpy.context.scene.gaussmith
+    chosen = bpy.data.scenes[SCENE].gaussmith
     for name, value in wanted.items():
         if getattr(chosen, name) != value:
             setattr(chosen, name, value)
