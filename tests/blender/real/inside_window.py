@@ -5,6 +5,7 @@ blender ... -P inside_window.py -- STATE.json SETTINGS.json
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import sys
@@ -84,5 +85,6 @@ def prepare() -> None:
     bpy.app.timers.register(write_state, first_interval=1, persistent=True)
 
 
+faulthandler.enable(STATE.with_name("crash.txt").open("w"))  # says which line of ours was running
 bpy.context.preferences.view.show_splash = False
 bpy.app.timers.register(prepare, first_interval=2, persistent=True)
