@@ -124,20 +124,24 @@ def mean_colours(views: Views, grid: VoxelGrid) -> Tensor:
     return torch.where(weight > 0.05, total / weight.clamp_min(0.05), 0.5)
 
 
-def voxel_pixels(grid: VoxelGrid, cameras: Cameras, view: int) -> float:
-    """How many pixels wide a voxel in the middle of the grid is."""
+def voxel_pixels(grid: VoxelGrid, cameras: Cameras, view: int) -> tuple[float, float]:
+    """How many pixels wide and high a voxel in the middle of the grid is."""
     middle = grid.origin + grid.spacing * (torch.tensor(grid.shape) - 1) / 2
     depth = float(project(middle, cameras, view)[1])
     reach = 1.0 if cameras.orthographic[view] else max(depth, 1e-6)
-    return float(cameras.Ks[view, 0, 0]) * grid.spacing / reach
+    per_pixel = grid.spacing / reach
+    return float(cameras.Ks[view, 0, 0]) * per_pixel, float(cameras.Ks[view, 1, 1]) * per_pixel
 
 
-def _sample_mask(alpha: Tensor, pixels: Tensor, depth: Tensor, voxel_pixels: float) -> Tensor:
-    """Alpha [H,W] at `pixels` [X,Y,Z,2]; 1 outside the frame and behind the camera."""
+def _sample_mask(alpha: Tensor, pixels: Tensor, depth: Tensor, voxel: tuple[float, float]) -> Tensor:
+    """Alpha [H,W] at `pixels` [X,Y,Z,2]; 1 outside the frame and behind the camera; voxel in pixels wide and high."""
     height, width = alpha.shape
-    shrink = max(1, math.floor(voxel_pixels / 2), math.ceil(max(height, width) / MASK_LIMIT))
-    mask = F.max_pool2d(alpha[None, None], shrink, ceil_mode=True) if shrink > 1 else alpha[None, None]
-    covered = torch.tensor([mask.shape[3] * shrink, mask.shape[2] * shrink])  # ceil_mode reaches past the last pixel
+    wide, high = (
+        max(1, math.floor(size / 2), math.ceil(side / MASK_LIMIT))
+        for size, side in zip(voxel, (width, height), strict=True)
+    )
+    mask = F.max_pool2d(alpha[None, None], (high, wide), ceil_mode=True)
+    covered = torch.tensor([mask.shape[3] * wide, mask.shape[2] * high])  # ceil_mode reaches past the last pixel
     place = (2 * pixels / covered - 1).reshape(1, pixels.shape[0], -1, 2)
     values = F.grid_sample(mask, place, padding_mode="border", align_corners=False).reshape(depth.shape)
     inside = ((pixels >= 0) & (pixels <= torch.tensor([width, height]))).all(-1) & (depth > 0)

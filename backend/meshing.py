@@ -17,10 +17,11 @@ import numpy as np
 from scipy import ndimage
 from skimage import measure
 
-from backend import mesh_repair, scans, volume
+from backend import density, mesh_repair, scans, volume
 from backend.cameras import Cameras, Views
 from backend.gaussians import Gaussians
 from backend.monitor import Monitor, Silent
+from backend.rendering import median_depth
 
 STAGE = "Mesh"
 LONGEST_SIDE = 256  # voxels; 16.8 million at most, 0.3 GB with all that is kept a voxel
@@ -53,23 +54,11 @@ def extract_mesh(gaussians: Gaussians, views: Views, *, faces: int = 20_000, mon
     if len(gaussians) == 0:
         raise ValueError("mesh: there are no Gaussians to take a surface from")
     monitor.progress(STAGE, 0, 6)
-    masks = volume.silhouettes(views.images[..., 3].numpy(), views.cameras) if views.has_alpha else None
-    captured = scans.captured(gaussians, views)
-    seen = scans.unprojected(captured)
-    box = _bounds(gaussians, masks, seen)
-    grid = _choose_grid(box, views.cameras)
-    truncation = TRUNCATION["rendered" if views.depth is None else "exact"] * grid.voxel
-    field = volume.empty_field(grid, truncation)
-    monitor.progress(STAGE, 1, 6)
-    if masks is None:
-        volume.vote(field, captured, np.ones(grid.shape, dtype=bool))
-        distance, known = field.mean * (truncation / grid.voxel), field.weight > 0
-    else:
-        distance, known = _solid(field, masks, captured, scans.virtual(gaussians, box), seen), None
+    grid, distance, known = _object(gaussians, views, monitor) if views.has_alpha else _scene(gaussians, views, monitor)
     monitor.progress(STAGE, 3, 6)
     surface = _isosurface(grid, distance, known)
     monitor.progress(STAGE, 4, 6)
-    surface = _decimated(surface, faces, closed=masks is not None)
+    surface = _decimated(surface, faces, closed=known is None)
     monitor.progress(STAGE, 6, 6)
     return surface
 
@@ -88,18 +77,60 @@ def mesh_report(mesh: Mesh) -> dict[str, Any]:
     }
 
 
+# ---- the two kinds of views: the grid, signed distances on it [X,Y,Z], voxels, and where they are known (None: all)
+
+
+def _object(gaussians: Gaussians, views: Views, monitor: Monitor) -> tuple[volume.Grid, np.ndarray, None]:
+    """With masks: a solid, from the views' depth, the surface of the Gaussians' density, and the masks."""
+    masks = volume.silhouettes(views.images[..., 3].numpy(), views.cameras)
+    box = _bounds_of_object(gaussians, masks, views)
+    grid = _choose_grid(box, views.cameras)
+    surface = density.surface_of(gaussians, views, grid)
+    monitor.progress(STAGE, 1, 6)
+    captured, virtual = scans.captured(views, surface.depth), scans.virtual(box, surface.depth)
+    monitor.progress(STAGE, 2, 6)
+    field = volume.empty_field(grid, TRUNCATION["rendered" if views.depth is None else "exact"] * grid.voxel)
+    return grid, _solid(field, masks, captured, virtual), None
+
+
+def _scene(gaussians: Gaussians, views: Views, monitor: Monitor) -> tuple[volume.Grid, np.ndarray, np.ndarray]:
+    """Without masks: surfaces where depth maps show them, and nothing where no view looked."""
+
+    def depth_of(cameras: Cameras) -> np.ndarray:
+        depth = median_depth(gaussians, cameras).numpy()
+        return np.where(depth > 0, depth, np.inf).astype(np.float32)
+
+    captured = scans.captured(views, depth_of)
+    monitor.progress(STAGE, 1, 6)
+    grid = _choose_grid(_bounds_of_scene(gaussians, captured), views.cameras)
+    field = volume.empty_field(grid, TRUNCATION["rendered" if views.depth is None else "exact"] * grid.voxel)
+    volume.vote(field, captured, np.ones(grid.shape, dtype=bool))
+    return grid, field.mean * (field.truncation / grid.voxel), field.weight > 0
+
+
 # ---- where the voxels are
 
 
-def _bounds(gaussians: Gaussians, masks: volume.Silhouettes | None, seen: np.ndarray) -> np.ndarray:
-    """[2,3] lowest and highest corner of the box to mesh, with a margin; seen [P,3]: points of the captured depth."""
-    means = gaussians.means[gaussians.opacities > 0.05].numpy().astype(np.float64)
-    if masks is None:
-        points = seen if len(seen) else means
-        ends = FAR_POINTS
-    else:
-        points = np.concatenate([means[scans.inside_masks(means, masks)], seen])
-        ends = (0.0, 1.0)
+def _bounds_of_object(gaussians: Gaussians, masks: volume.Silhouettes, views: Views) -> np.ndarray:
+    """[2,3] lowest and highest corner, with a margin: Gaussians within all masks, and the views' own depth."""
+    means = _solid_means(gaussians)
+    points = [means[scans.inside_masks(means, masks)]]
+    if views.depth is not None:
+        points.append(scans.unprojected(scans.given(views.cameras, views.depth)))
+    return _box_of(np.concatenate(points), (0.0, 1.0))
+
+
+def _bounds_of_scene(gaussians: Gaussians, captured: volume.Scan) -> np.ndarray:
+    """[2,3] lowest and highest corner, with a margin, of most of what was seen."""
+    seen = scans.unprojected(captured)
+    return _box_of(seen if len(seen) else _solid_means(gaussians), FAR_POINTS)
+
+
+def _solid_means(gaussians: Gaussians) -> np.ndarray:
+    return gaussians.means[gaussians.opacities > 0.05].numpy().astype(np.float64)
+
+
+def _box_of(points: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
     low, high = np.quantile(points, ends, axis=0) if len(points) else np.zeros((2, 3))
     if not (high - low).max() > 0:
         raise ValueError("mesh: the cameras do not see a common object; no Gaussian lies within the masks of all views")
@@ -121,9 +152,7 @@ def _choose_grid(box: np.ndarray, cameras: Cameras) -> volume.Grid:
 # ---- from distances to a solid and its surface
 
 
-def _solid(
-    field: volume.Field, masks: volume.Silhouettes, captured: volume.Scan, virtual: volume.Scan, seen: np.ndarray
-) -> np.ndarray:
+def _solid(field: volume.Field, masks: volume.Silhouettes, captured: volume.Scan, virtual: volume.Scan) -> np.ndarray:
     """[X,Y,Z] signed distance in voxels, negative inside: what the masks, the depth maps and the seen extent leave."""
     voxel, truncation = field.grid.voxel, field.truncation
     hull = volume.carve(field.grid, masks)
@@ -132,6 +161,7 @@ def _solid(
     volume.vote(field, volume.without_blocked(virtual, field), worth)
     inside = np.where(field.weight > LEAST_WEIGHT, field.mean * truncation, -truncation)
     distance = np.maximum(inside, -np.minimum(hull, truncation))
+    seen = scans.unprojected(captured)
     if len(seen):
         distance = np.maximum(distance, volume.limit_to_extent(field.grid, seen) - EXTENT_MARGIN * voxel)
     return _one_solid(distance / voxel)

@@ -23,6 +23,8 @@ from backend import grid_kernels
 from backend.cameras import Cameras, Views, rays
 from backend.hull import VoxelGrid, common_box, grid_over, mean_colours, visual_hull, voxel_pixels
 
+SURFACE_VOXELS = 4.0  # times the square of a grid's resolution: about what a fitted object's skin is made of
+
 
 @dataclass(frozen=True)
 class Level:
@@ -132,7 +134,7 @@ def fit_grid(
         gradient = np.zeros((workers, *shape, 4), np.float32)
         moments, occupancy = np.zeros((2, *shape, 4), np.float32), np.zeros(shape, np.float32)
         knobs = np.array([config.coverage, config.softness], np.float32)
-        faces = voxel_pixels(fitted.grid, pictures, 0) ** 2  # rays of one view across the face of a voxel
+        faces = math.prod(voxel_pixels(fitted.grid, pictures, 0))  # rays of one view across the face of a voxel
         for step in range(level.steps):
             rows, wanted, share = _batch(marched, targets, config.most_rays, generator)
             jitter = generator.random(len(rows), np.float32)
@@ -176,9 +178,9 @@ def _resampled(source: RadianceGrid, grid: VoxelGrid) -> np.ndarray:
 
 def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tuple[Cameras, _Rays, np.ndarray]:
     """Reduced cameras, their rays that meet the hull, and what those should see [R,4]: premultiplied colour, alpha."""
-    height, width = views.cameras.height, views.cameras.width
-    shrink = max(1.0, config.pixels_per_voxel and _widest_voxel(fitted.grid, views.cameras) / config.pixels_per_voxel)
-    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+    wide, high = _largest_voxel(fitted.grid, views.cameras)
+    sides = ((views.cameras.height, high), (views.cameras.width, wide))
+    size = [max(1, round(pixels / max(1.0, voxel / config.pixels_per_voxel))) for pixels, voxel in sides]
     cameras = views.cameras.resized(size[1], size[0])
     images = views.images
     premultiplied = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], -1).permute(0, 3, 1, 2)
@@ -194,8 +196,10 @@ def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tup
     return cameras, chosen, np.ascontiguousarray(reduced.numpy()[hit])
 
 
-def _widest_voxel(grid: VoxelGrid, cameras: Cameras) -> float:
-    return max(voxel_pixels(grid, cameras, view) for view in range(len(cameras)))
+def _largest_voxel(grid: VoxelGrid, cameras: Cameras) -> tuple[float, float]:
+    """How many pixels wide and high a voxel is at most."""
+    wide, high = zip(*(voxel_pixels(grid, cameras, view) for view in range(len(cameras))), strict=True)
+    return max(wide), max(high)
 
 
 def _rays_through(grid: VoxelGrid, cameras: Cameras, stride: float) -> _Rays:
@@ -223,8 +227,9 @@ def _batch(
     return marched.rows[chosen], targets[chosen], most / len(targets)
 
 
-def resolution_for(views: Views) -> int:
-    """Voxels along the largest side that the pictures can tell apart: one for about two pixels, from 16 to 96."""
+def resolution_for(views: Views, splats: int) -> int:
+    """Voxels along the largest side, from 8 to 96: one for about two pixels, and no more than the splats can fill."""
     low, high = common_box(views)
-    widest = _widest_voxel(grid_over(low, high, 96), views.cameras) * 96
-    return int(min(96, max(16, math.ceil(widest / 2))))
+    largest = max(_largest_voxel(grid_over(low, high, 96), views.cameras)) * 96
+    fillable = math.sqrt(splats / SURFACE_VOXELS)
+    return int(min(96, max(8, math.ceil(min(largest / 2, fillable)))))

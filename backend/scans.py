@@ -1,44 +1,41 @@
-"""Depth maps to make a mesh of: those that came with the views, those of the Gaussians, and views from all around."""
+"""Depth maps to make a mesh of: those that came with the views, the reconstruction's own, and views from all around."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from backend import volume
 from backend.cameras import Cameras, Views
-from backend.gaussians import Gaussians
-from backend.rendering import render
 
+DepthOf = Callable[[Cameras], np.ndarray]  # [V,H,W] float32 planar depth of a reconstruction, inf where it is empty
 VIRTUAL_VIEWS = 26  # around the object, besides the captured ones
 VIRTUAL_SIZE = 256  # pixels
-SOLID_ALPHA = 0.5  # of a Gaussian rendering: less is empty
 TRUST = {"exact": 1.0, "captured": 0.5, "virtual": 0.15}  # weights of a depth map's votes, by where it comes from
 
 
-def _rendered_depth(gaussians: Gaussians, cameras: Cameras) -> np.ndarray:
-    """[V,H,W] planar depth, inf where the Gaussians let most light through."""
-    with torch.no_grad():
-        rendering = render(gaussians, cameras)
-    depth = rendering.depth / rendering.alpha.clamp(min=1e-6)
-    return torch.where(rendering.alpha >= SOLID_ALPHA, depth, torch.inf).numpy().astype(np.float32)
+def given(cameras: Cameras, depth: torch.Tensor) -> volume.Scan:
+    """Depth [V,H,W] that came along with the pictures."""
+    values = depth.numpy().astype(np.float32)
+    return volume.Scan(cameras, np.where(np.isfinite(values), values, 0), TRUST["exact"])
 
 
-def captured(gaussians: Gaussians, views: Views) -> volume.Scan:
-    """The captured cameras with their own depth, where it came along, else with the Gaussians'."""
+def captured(views: Views, depth_of: DepthOf) -> volume.Scan:
+    """The captured cameras with their own depth, where it came along, else with that of the reconstruction."""
     if views.depth is not None:
-        depth = views.depth.numpy().astype(np.float32)
-        return volume.Scan(views.cameras, np.where(np.isfinite(depth), depth, 0), TRUST["exact"])
-    depth = _rendered_depth(gaussians, views.cameras)
+        return given(views.cameras, views.depth)
+    depth = depth_of(views.cameras)
     if views.has_alpha:  # the masks know better where there is nothing, and where there is something
         depth[np.isinf(depth)] = 0
     return volume.Scan(views.cameras, depth, TRUST["captured"])
 
 
-def virtual(gaussians: Gaussians, box: np.ndarray) -> volume.Scan:
-    """Cameras all around the box [2,3] with the Gaussians' depth."""
+def virtual(box: np.ndarray, depth_of: DepthOf) -> volume.Scan:
+    """Cameras all around the box [2,3] with the reconstruction's depth."""
     around = cameras_around(box, VIRTUAL_SIZE)
-    return volume.Scan(around, _rendered_depth(gaussians, around), TRUST["virtual"])
+    return volume.Scan(around, depth_of(around), TRUST["virtual"])
 
 
 def cameras_around(box: np.ndarray, size: int) -> Cameras:

@@ -66,7 +66,7 @@ def start_of_masks(views: Views, wishes: Wishes, monitor: Monitor) -> Start:
         monitor.progress("shape", step, total)
         return monitor.finish_early()
 
-    finest = resolution_for(views)
+    finest = resolution_for(views, wishes.splats("hull"))
     levels = tuple(Level(max(8, round(finest * share)), steps) for share, steps in ((1 / 3, 100), (2 / 3, 80), (1, 60)))
     fitted = fit_grid(views, GridConfig(levels=levels), np.random.default_rng(wishes.seed), advance)
     around = _cameras_around(views, fitted)

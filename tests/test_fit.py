@@ -261,3 +261,30 @@ def test_colours_of_surfels_are_those_of_the_splats():
 def test_more_views_get_more_steps_up_to_a_limit():
     steps = [default_steps(kind, views) for kind in ("depth", "plane_sweep") for views in (1, 20, 1000)]
     assert steps[0] < steps[1] <= steps[2] and steps[3] < steps[4] <= steps[5]
+
+
+@pytest.mark.parametrize("budget", [500, 4000])
+def test_few_splats_still_cover_the_object(budget: int) -> None:
+    """From masks alone, with less than a splat a voxel of the finest grid: larger splats, no holes."""
+    views = captured(ring(6))
+    found = fit(views, replace(QUICK, max_splats=budget, steps=20))
+    assert found.start == "hull" and len(found.gaussians) <= budget
+    with torch.no_grad():
+        alpha = render(found.gaussians, held_out().cameras).alpha
+    inside = held_out().images[..., 3] > 0.99
+    assert float((alpha[inside] > 0.7).float().mean()) > 0.97
+
+
+def test_pixels_that_are_not_square() -> None:
+    """Masks with sixteen times as many columns say the same as square ones."""
+    views = captured(ring(6, size=48))
+    Ks = views.cameras.Ks.clone()
+    Ks[:, 0] *= 16
+    wide = Views(views.images.repeat_interleave(16, dim=2), replace(views.cameras, Ks=Ks, width=768))
+    found = fit(wide, replace(QUICK, steps=20))
+    assert found.start == "hull"
+    with torch.no_grad():
+        alpha = render(found.gaussians, held_out().cameras).alpha
+    mask = held_out().images[..., 3] > 0.5
+    overlap = (mask & (alpha > 0.5)).sum() / (mask | (alpha > 0.5)).sum()
+    assert float(overlap) > 0.9
