@@ -159,5 +159,6 @@ def bench(json_path: Path | None) -> int:
     print_table(rows)
     if json_path is not None:
         text = json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=2)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(text + "\n", encoding="utf-8")
     return 0

@@ -29,8 +29,8 @@ def test_the_table_holds_what_was_measured(
     for scenes in ("CPU_SCENES", "SLOW_SCENES", "SAME_SIZE_SCENES"):
         monkeypatch.setattr(bench, scenes, small)
     monkeypatch.setattr(bench, "gsplat_problem", lambda: "no such card")
-    assert bench.bench(tmp_path / "table.json") == 0
-    written = json.loads((tmp_path / "table.json").read_text())
+    assert bench.bench(tmp_path / "new" / "table.json") == 0
+    written = json.loads((tmp_path / "new" / "table.json").read_text())
     assert [row["count"] for row in written["rows"]] == [200, 200, 200, 65536, 1048576]
     assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 for row in written["rows"][:3])
     assert written["rows"][3]["forward_ms"] is None and "no such card" in written["rows"][3]["note"]
