@@ -34,7 +34,8 @@ class LevelSurface:
     level: float
 
     def depth(self, cameras: Cameras) -> np.ndarray:
-        """[V,H,W] float32 planar depth, scene units, of the first place on each ray; inf where there is none."""
+        """[V,H,W] float32 planar depth, scene units, of the first place on each ray; inf where there is none, 0 where
+        the camera itself is inside."""
         return np.stack([self._depth_of(cameras[[view]]) for view in range(len(cameras))])
 
     def _depth_of(self, camera: Cameras) -> np.ndarray:
@@ -161,7 +162,7 @@ def _first_crossing(values, origins, directions, level, hits):
                 origin[2] + along * direction[2],
             )
             if here >= level:
-                hits[r] = along - STEP * (here - level) / (here - before)
+                hits[r] = max(along - STEP * (here - level) / (here - before), 0.0)
                 break
             before = here
             along += STEP

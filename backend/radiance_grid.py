@@ -178,11 +178,9 @@ def _resampled(source: RadianceGrid, grid: VoxelGrid) -> np.ndarray:
 
 def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tuple[Cameras, _Rays, np.ndarray]:
     """Reduced cameras, their rays that meet the hull, and what those should see [R,4]: premultiplied colour, alpha."""
-    wide, high = _largest_voxel(fitted.grid, views.cameras)
-    size = tuple(
-        max(1, round(pixels / max(1.0, voxel / config.pixels_per_voxel)))
-        for pixels, voxel in ((views.cameras.height, high), (views.cameras.width, wide))
-    )
+    voxel = _largest_voxel(fitted.grid, views.cameras)
+    shrink_x, shrink_y = (max(1.0, pixels / config.pixels_per_voxel) for pixels in voxel)
+    size = (max(1, round(views.cameras.height / shrink_y)), max(1, round(views.cameras.width / shrink_x)))
     cameras = views.cameras.resized(size[1], size[0])
     images = views.images
     premultiplied = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], -1).permute(0, 3, 1, 2)

@@ -80,19 +80,19 @@ def test_depth_is_where_the_density_rises_through_the_level(orthographic: bool) 
     assert ball.depth is not None
     exact = ball.depth.numpy()
     # on the outline a pixel more or less decides
-    inner = np.asarray(ndimage.binary_erosion(exact > 0, np.ones((1, 3, 3))))
-    outer = ~np.asarray(ndimage.binary_dilation(exact > 0, np.ones((1, 3, 3))))
+    inner = np.array(ndimage.binary_erosion(exact > 0, np.ones((1, 3, 3))), bool)
+    outer = ~np.array(ndimage.binary_dilation(exact > 0, np.ones((1, 3, 3))), bool)
     assert inner.mean() > 0.1
     np.testing.assert_allclose(depth[inner], exact[inner], atol=0.01)
     assert np.isinf(depth[outer]).all()
 
 
-def test_a_camera_inside_the_grid_sees_what_is_before_it() -> None:
+def test_a_camera_within_the_grid() -> None:
     values = np.zeros(GRID.shape, np.float32)
     values[30:, :, :] = 1  # a wall from x = 0.5 on
     cameras = orbit(1, (0.0,), size=8)
     cameras.c2w[0, :3, 3] = torch.tensor([0.9, 0.0, 0.0])
-    assert np.isfinite(LevelSurface(GRID, values, 0.5).depth(cameras)).all()
+    assert (LevelSurface(GRID, values, 0.5).depth(cameras) == 0).all()
     cameras.c2w[0, :3, 3] = torch.tensor([0.2, 0.0, 0.0])
     assert np.isinf(LevelSurface(GRID, values, 0.5).depth(cameras)).all()  # it looks along -X
 
