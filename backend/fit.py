@@ -88,7 +88,7 @@ class FitResult:
     """What fitting made.
 
     gaussians      the best Gaussians, in the world of the views
-    psnr           mean over the inputs, dB; over white where they have alpha
+    psnr           mean over the inputs, dB; over white
     steps          steps done
     stopped_early  whether the monitor asked to finish before the last step
     start          "depth", "hull", "gaussians", "plane_sweep" or "random"
@@ -309,7 +309,7 @@ class _Run:
         self._descend()
 
     def _image_loss(self, image: Tensor, cameras: Cameras, offsets: Tensor | None = None) -> Tensor:
-        background = torch.rand(3, generator=self.generator) if self.views.has_alpha else torch.zeros(3)
+        background = torch.rand(3, generator=self.generator)  # only what is opaque in front of any colour is opaque
         seen = render(self.adam.gaussians(), cameras, background, screen_offsets=offsets)
         loss = losses.photometric(seen.rgb[0], over(image, background), self.config.ssim_share)
         if self.views.has_alpha:

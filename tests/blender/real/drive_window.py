@@ -142,7 +142,7 @@ def use(window: Window) -> dict[str, Any]:
     done = window.state()
     window.choose({"hidden": ["Cube"], "shading": "MATERIAL"})
     window.until("the material view", lambda state: state["shading"] == "MATERIAL", 120)
-    time.sleep(20)  # the first drawing compiles its shaders
+    time.sleep(45)  # the first drawing compiles its shaders
     window.picture("4_result")
     window.choose({"hidden": []})
     window.until("the solid view", lambda state: state["shading"] == "SOLID", 120)
