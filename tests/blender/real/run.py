@@ -181,7 +181,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
 )
 NEED_WINDOW = (window, short_ticks)
 NEED_QUIET = (short_ticks,)
-TRIES = {window: 2}  # software drawing under a busy machine can swallow a click
+TWICE = (window,)  # software drawing on a busy machine can swallow a click
 
 
 def main() -> int:
@@ -217,7 +217,7 @@ def plan(options: argparse.Namespace) -> list[tuple[Bench, Callable[[Bench], Non
 
 def passes(check: Callable[[Bench], None], bench: Bench) -> bool:
     began = time.monotonic()
-    for left in reversed(range(TRIES.get(check, 1))):
+    for left in reversed(range(2 if check in TWICE else 1)):
         try:
             check(bench)
         except (AssertionError, subprocess.SubprocessError, OSError, ValueError):
