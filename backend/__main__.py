@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--idle-minutes", type=float, default=5.0, help="then an idle worker's memory is freed (%(default)s)"
     )
+    commands.add_parser("warm-up", help="compile what the jobs run, so that the first one need not")
     commands.add_parser("worker", help="run the jobs of a server; started by it alone")
     return top
 
@@ -77,6 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
             from backend import worker
 
             worker.work(worker.reconstruct, worker.describe_device)
+            return 0
+        case "warm-up":
+            from backend.warm_up import warm_up
+
+            warm_up()
             return 0
         case "bench":
             from backend.bench import bench

@@ -348,4 +348,4 @@ def preview(gaussians: Gaussians, camera: Cameras) -> np.ndarray:
         seen = render(gaussians, camera)
     alpha = seen.alpha[0][..., None]
     image = torch.cat([seen.rgb[0] / alpha.clamp_min(1e-6), alpha], dim=-1)
-    return (image.clamp(0, 1) * 255).round().byte().numpy()
+    return (image.clamp(0, 1) * 255).round().byte().cpu().numpy()

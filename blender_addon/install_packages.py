@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+SOURCE = Path(__file__).resolve().parents[1]  # holds the backend
+WARM_UP = ("-m", "backend", "warm-up")
 MARKER = "gaussmith-environment.json"  # says that the folder is ours, and what was completely installed into it
 IMPORTS = "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich"
 OFFLINE_SIGNS = (
@@ -77,12 +79,22 @@ def read_marker(environment: Path) -> dict[str, str] | None:
 class Installer:
     """Makes or completes one environment, running one other program at a time."""
 
-    def __init__(self, environment: Path, requirements: Path, extra_index: str = "", imports: str = IMPORTS) -> None:
-        """`imports` is the statement that must work in the finished environment."""
+    def __init__(
+        self,
+        environment: Path,
+        requirements: Path,
+        extra_index: str = "",
+        imports: str = IMPORTS,
+        warm_up: tuple[str, ...] = (),
+    ) -> None:
+        """`imports` is the statement that must work in the finished environment; `warm_up` are arguments of its Python
+        that have the first job's compiling done at once.
+        """
         self._environment = environment
         self._requirements = requirements
         self._extra_index = extra_index
         self._imports = imports
+        self._warm_up = warm_up
         self._python = python_of(environment)
         self._child: subprocess.Popen[str] | None = None
 
@@ -95,9 +107,13 @@ class Installer:
         tell("Creating the environment", 0.0)
         self._make_environment(version)
         self._install_packages()
-        tell("Checking", 0.97)
+        tell("Checking", 0.85)
         self._run([str(self._python), "-I", "-c", self._imports], lambda line: None)
         self._write_marker(goal)
+        if self._warm_up:
+            tell("Compiling for this processor", 0.9)
+            with contextlib.suppress(InstallError):  # the first job compiles then, and says what is wrong
+                self._run([str(self._python), *self._warm_up], lambda line: None)
 
     def kill(self) -> None:
         if self._child is not None:
@@ -135,6 +151,7 @@ class Installer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            cwd=SOURCE,
         ) as self._child:
             assert self._child.stdout is not None
             for line in self._child.stdout:
@@ -216,7 +233,7 @@ def main() -> int:
     parser.add_argument("requirements", type=Path)
     parser.add_argument("--extra-index", default="")
     given = parser.parse_args()
-    installer = Installer(given.environment, given.requirements, given.extra_index)
+    installer = Installer(given.environment, given.requirements, given.extra_index, warm_up=WARM_UP)
     threading.Thread(target=_leave_with_parent, args=(installer,), daemon=True).start()
     try:
         installer.install()

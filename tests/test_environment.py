@@ -81,6 +81,18 @@ def test_an_environment_is_completed_and_then_left_alone(folder, shop, capsys):
     assert capsys.readouterr().out == "", "nothing is left to do"
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_what_the_first_job_needs_compiled_is_compiled_at_once(folder, shop, capsys, works):
+    """With the finished environment's Python, from the folder that holds the backend; a failure leaves it usable."""
+    trace = folder / "trace"
+    code = f"import os, tiny_one; open({str(trace)!r}, 'w').write(os.getcwd()); assert {works}"
+    Installer(folder, shop / "base.txt", imports="import tiny_one", warm_up=("-c", code)).install()
+    assert Path(trace.read_text()) == install_packages.SOURCE and (install_packages.SOURCE / "backend").is_dir()
+    assert "Compiling for this processor" in capsys.readouterr().out
+    marker = install_packages.read_marker(folder)
+    assert marker is not None and marker["requirements"] == fingerprint(shop / "base.txt")
+
+
 def test_new_requirements_are_installed_on_top(folder, shop, capsys):
     Installer(folder, shop / "base.txt", imports="import tiny_one").install()
     capsys.readouterr()
@@ -150,7 +162,7 @@ def test_a_setup_in_a_child_process(folder, shop, monkeypatch):
     stages = finish(setup)
     assert "Creating the environment" in stages and "Installing" in stages
     assert setup.failure is not None and "named 'torch'" in setup.failure.detail, "our packages are not torch"
-    assert setup.fraction > 0.9 and setup.pump()
+    assert setup.fraction > 0.8 and setup.pump()
 
 
 def test_a_setup_can_be_cancelled(tmp_path, shop, monkeypatch):
