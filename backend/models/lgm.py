@@ -2,7 +2,7 @@
 
 Tang et al., "LGM: Large Multi-View Gaussian Model for High-Resolution 3D Content Creation", arXiv 2402.05054.
 One U-Net sees all views: its convolutions look at each picture alone, its attention at the tokens of all pictures at
-once (section 3.2). It is asymmetric: it goes up fewer levels than it went down, so the Gaussians are fewer than the
+once. It is asymmetric: it goes up fewer levels than it went down, so the Gaussians are fewer than the
 pixels. Names of modules are those of the published checkpoints, which load as they are.
 
     pictures [V,3,S,S], rays [V,6,S,S] -> network_input -> LGM -> raw [V,14,s,s] -> decode -> Gaussians (V s s)
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from backend.cameras import BadInput, Cameras, Views
 from backend.gaussians import Gaussians, rgb_to_sh, rotation_matrices, transform
-from backend.models.lgm_cameras import Lens, pluecker, set_up
+from backend.models.lgm_cameras import Lens, pluecker, set_up, standard_cameras
 
 IN_CHANNELS = 9  # RGB, moment and direction of the pixel's ray
 OUT_CHANNELS = 14  # position 3, opacity 1, scale 3, rotation 4, colour 3
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in the paper's code
-LARGEST_SCALE_STEP = 0.1  # softplus is multiplied by this, in LGM's units
+SCALE_UNIT = 0.1  # softplus of a scale channel is multiplied by this, in LGM's units
 
 MIN_VIEWS = 4
 MAX_VIEWS = 1024  # of more than the model takes, those that stand best around the object are used
@@ -112,7 +112,13 @@ class LGMConfig:
 
     @property
     def lens(self) -> Lens:
+        """What every camera is brought to."""
         return Lens(self.input_size, math.radians(self.fovy), self.cam_radius)
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras of the pictures that LGM's own first stage makes, in LGM's world."""
+        return standard_cameras(self.lens, azimuths=self.azimuths, elevation=self.elevation)
 
 
 _BIG = LGMConfig(
@@ -356,7 +362,7 @@ def _wide_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
 def network_input(rgb: Tensor, cameras: Cameras) -> Tensor:
     """[V,9,S,S] float32 of pictures [V,3,S,S] in 0..1 over white and their cameras in LGM's world.
 
-    Colours are normalised; the rays are Pluecker coordinates, moment before direction (section 3.2 of the paper).
+    Colours are normalised; the rays are Pluecker coordinates, moment before direction (the paper's equation 1).
     """
     mean, std = (torch.tensor(values, device=rgb.device)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     return torch.cat([(rgb - mean) / std, pluecker(cameras)], dim=1)
@@ -369,7 +375,7 @@ def decode(raw: Tensor, *, legacy_rotation: bool = False) -> Gaussians:
     """
     rows = _wide(raw.permute(0, 2, 3, 1).reshape(-1, OUT_CHANNELS))
     position, opacity, scale, rotation, colour = rows.split([3, 1, 3, 4, 3], dim=-1)
-    scales = LARGEST_SCALE_STEP * F.softplus(scale)
+    scales = SCALE_UNIT * F.softplus(scale)
     quats = F.normalize(rotation, dim=-1)
     if legacy_rotation:
         quats, scales = as_drawn(legacy_rotations(rotation), scales)
@@ -402,12 +408,16 @@ def reconstruct(model: LGM, views: Views) -> Gaussians:
 
     Pictures of any size; over white where they are transparent. Of more views than the model takes, the first and
     those that stand best around the object with it are used. Raises BadInput for views that LGM's cameras cannot be
-    made of.
+    made of, and for weights that give no numbers.
     """
     config = model.config
     ready = set_up(views.to(model.conv.weight.device), config.lens, count=config.num_input_views)
-    raw = model(network_input(ready.rgb, ready.cameras)[None])[0]
-    gaussians = decode(raw.float(), legacy_rotation=config.legacy_rotation)
+    raw = model(network_input(ready.rgb, ready.cameras)[None])[0].float()
+    if not bool(raw.isfinite().all()):
+        raise BadInput(
+            "weights: LGM expects finite numbers, found a result that is not; try float32, or fetch them anew"
+        )
+    gaussians = decode(raw, legacy_rotation=config.legacy_rotation)
     return transform(gaussians, ready.to_world)
 
 
@@ -424,15 +434,13 @@ def _most_at_work(config: LGMConfig) -> int:
     """Numbers alive at once in the forward pass: what waits for the way up, and the widest residual block's own."""
     down, up = config.down_channels, config.up_channels
     pixels = [config.num_input_views * (config.input_size >> level) ** 2 for level in range(len(down))]
-    states = [
-        area * (entry + config.layers_per_block * width)
-        for area, entry, width in zip(pixels, (down[0], *down[:-1]), down, strict=True)
-    ]
+    kept = [entry + config.layers_per_block * width for entry, width in zip((down[0], *down[:-1]), down, strict=True)]
+    states = [area * channels for area, channels in zip(pixels, kept, strict=True)]
     finest = len(down) - len(up)
     most = 0
     for level, width in enumerate(down):
-        waiting = sum(states[finest:level]) + states[level]
-        most = max(most, waiting + 2 * pixels[level] * width)  # normalised and convolved
+        alive = sum(states[finest:level]) + states[level]
+        most = max(most, alive + 2 * pixels[level] * width)  # normalised and convolved
     for index, width in enumerate(up):
         level = len(down) - 1 - index
         below = up[max(index - 1, 0)]
