@@ -22,7 +22,7 @@ from backend.cameras import BadInput, Cameras, Views, look_at, orbit, rays
 from backend.gaussians import Gaussians, transform
 from backend.models import lgm
 from backend.models.lgm import LGM, PRESETS, LGMConfig, config_from, decode, memory_needed, network_input, reconstruct
-from backend.models.lgm_cameras import Lens, aim, best_spread, pin, pluecker, set_up, standard_cameras
+from backend.models.lgm_cameras import Lens, aim, best_spread, meeting_point, pin, pluecker, set_up, standard_cameras
 from tests.golden_lgm import run
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "lgm"
@@ -412,13 +412,28 @@ def test_large_pictures_are_averaged() -> None:
     torch.testing.assert_close(ready.rgb[..., 4:-4], torch.full((4, 3, 32, 24), 0.25), atol=0.03, rtol=0)
 
 
-def test_transparent_is_white() -> None:
-    cameras = orbit(4, target=torch.zeros(3), radius=2, elevation=0, fov=LENS.fov, size=32)
-    images = torch.zeros(4, 32, 32, 4)
-    images[:, 8:24, 8:24] = torch.tensor([1.0, 0.5, 0.0, 0.5])
+@pytest.mark.parametrize("size", [32, 128])
+def test_transparent_is_white(size: int) -> None:
+    cameras = orbit(4, target=torch.zeros(3), radius=2, elevation=0, fov=LENS.fov, size=size)
+    images = torch.zeros(4, size, size, 4)
+    images[:, size // 4 : -size // 4, size // 4 : -size // 4] = torch.tensor([1.0, 0.5, 0.0, 0.5])
     rgb = set_up(Views(images, cameras), LENS, count=4).rgb
     torch.testing.assert_close(rgb[0, :, 16, 16], torch.tensor([1, 0.75, 0.5]), atol=1e-5, rtol=0)
     assert rgb[0, :, 2, 2].tolist() == [1, 1, 1]
+
+
+def test_shifted_lenses_look_where_their_pictures_middles_are() -> None:
+    target = torch.tensor([1.0, -2, 0.5])
+    cameras = orbit(5, target=target, radius=2, elevation=0.3, fov=0.9, size=32)
+    middle = torch.tensor([40.0, 10.0])
+    ahead = torch.tensor([[(16 - 40.0) / cameras.Ks[0, 0, 0], (16 - 10.0) / cameras.Ks[0, 1, 1], 1.0]])
+    beside = look_at(torch.zeros(1, 3), ahead[0], up=(0, -1, 0))[0, :3, :3]  # camera axes with the middle ray ahead
+    c2w = cameras.c2w.clone()
+    c2w[:, :3, :3] = c2w[:, :3, :3] @ beside.T
+    Ks = cameras.Ks.clone()
+    Ks[:, :2, 2] = middle
+    shifted = replace(cameras, c2w=c2w, Ks=Ks)
+    torch.testing.assert_close(meeting_point(shifted).float(), target, atol=1e-5, rtol=0)
 
 
 def test_the_best_spread_views() -> None:

@@ -425,7 +425,7 @@ def memory_needed(config: LGMConfig, views: int, height: int, width: int, bytes_
     """Bytes at the worst moment of `reconstruct`, with the weights and `views` pictures of height x width pixels."""
     with torch.device("meta"):
         sizes = [parameter.numel() for parameter in LGM(config).parameters()]
-    numbers = sum(sizes) + max(sizes) + _most_at_work(config)  # convolutions copy their weights into their own order
+    numbers = sum(sizes) + 2 * max(sizes) + _most_at_work(config)  # a convolution reorders its weights, twice on a CPU
     pictures = 16 * height * width * (views + 3 * config.num_input_views)  # as given; chosen, differenced, shrunk
     return numbers * bytes_per_number + pictures
 
