@@ -312,19 +312,19 @@ class UNet(nn.Module):
         self.conv_out = _convolution(up[-1], OUT_CHANNELS)
 
     def forward(self, x: Tensor, views: int) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(x)  # [B V, C0, S, S]
         finest = len(self.down_blocks) - len(self.up_blocks)  # the way up ends at this level
         states: list[Tensor] = []
         for level, block in enumerate(self.down_blocks):
-            x, seen = block(x, views)
+            x, seen = block(x, views)  # half as many pixels a side, but after the last
             states += seen if level >= finest else []
         x = self.mid_block(x, views)
         for block in self.up_blocks:
-            x = block(x, states, views)
+            x = block(x, states, views)  # twice as many, but after the last: [B V, C, s, s]
         wide = _wide(x)
         norm = self.norm_out
         x = F.group_norm(wide, norm.num_groups, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
-        return _wide_convolution(self.conv_out, F.silu(x))
+        return _wide_convolution(self.conv_out, F.silu(x))  # [B V, 14, s, s]
 
 
 class LGM(nn.Module):
