@@ -11,7 +11,7 @@ its quirks, which its weights have learnt; *own* is what this project trains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,20 @@ from backend.models.grm_cameras import FIELD_OF_VIEW, depth_of_origin, frame, pl
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
 from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
 
-__all__ = ["GRM", "IGNORED", "PRESETS", "GRMConfig", "config_from", "memory_needed", "reconstruct"]
+__all__ = [
+    "GRM",
+    "IGNORED",
+    "MAX_VIEWS",
+    "MIN_VIEWS",
+    "PRESETS",
+    "SIDE_MULTIPLE",
+    "GRMConfig",
+    "activate",
+    "config_from",
+    "memory_needed",
+    "reconstruct",
+    "view_counts",
+]
 
 MIN_VIEWS, MAX_VIEWS = 1, 16  # `view_counts` says which of these a configuration takes
 SIDE_MULTIPLE = 1  # pictures of any size are framed and resized
@@ -124,7 +137,7 @@ class GRM(nn.Module):
 
         images        [B,V,C,R,R] -1..1, RGB over white, and alpha where C is 4
         c2w, Ks       [B,V,4,4], [B,V,3,3] in pixels of R; see `place` for the world that the network is used to
-        orthographic  [B,V] bool; None: all pinhole
+        orthographic  [B,V] bool; None: all pinhole, the only ones that the grid "corners" knows
         """
         self._check(images)
         config, views = self.config, images.shape[1]
@@ -253,9 +266,9 @@ def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Ga
     if published and bool(views.cameras.orthographic.any()):
         raise BadInput("views: this checkpoint takes perspective cameras, found an orthographic one")
     placement = place(views, rule=config.placement, azimuth=math.radians(config.first_azimuth), target=target)
-    pictures, Ks = frame(views, config.input_res, field_of_view=FIELD_OF_VIEW if published else None)
-    images, c2w = 2 * pictures[:, : config.in_channels] - 1, placement.inward(views.cameras.c2w)
-    given = (images, c2w, Ks, views.cameras.orthographic)
+    placed = replace(views, cameras=placement.inward(views.cameras))
+    pictures, Ks = frame(placed, config.input_res, field_of_view=FIELD_OF_VIEW if published else None)
+    given = (2 * pictures[:, : config.in_channels] - 1, placed.cameras.c2w, Ks, placed.cameras.orthographic)
     gaussians = activate(model(*(x[None].to(device) for x in given)), config)[0]
     return transform(Gaussians(*(x.float() for x in vars(gaussians).values())), placement.outward)
 
@@ -273,8 +286,9 @@ def memory_needed(
     stages = [_block_numbers(tokens, config.width, config.bwindow_size, chunk)]
     for level, numbers in enumerate(config.widths):
         stages.append(_block_numbers(tokens * 4 ** (level + 1), numbers, config.window_size, chunk))
-    last = (config.width, *config.widths)[-1] * tokens * 4**config.decoder_ratio
-    heads = last * (bytes_per_number + 4) + 4 * 60 * pixels  # tokens twice; raw, activated and moved Gaussians
+    last = (config.width, *config.widths)[-1]
+    copied = last * (tokens * 4**config.decoder_ratio + sum(HEADS.values()) * config.shuffle_left**2)
+    heads = copied * (bytes_per_number + 4) + 4 * 60 * pixels  # tokens and weights twice; Gaussians four times
     framing = 4 * 4 * views * (4 * max(height, width) ** 2 + 3 * config.input_res**2)
     return bytes_per_number * weights + int(ALLOCATOR * max(bytes_per_number * max(stages), heads, framing))
 

@@ -5,14 +5,14 @@ the network works. All of it stays in float32 or higher, whatever the network's 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.cameras import BadInput, Views
+from backend.cameras import BadInput, Cameras, Views
 
 PixelGrid = Literal["corners", "centres"]
 
@@ -112,12 +112,13 @@ class Placement:
     target: Tensor
     scale: float
 
-    def inward(self, c2w: Tensor) -> Tensor:
-        """[V,4,4] float32, the cameras c2w [V,4,4] in the network's world."""
-        moved = c2w.double().cpu().clone()
-        moved[:, :3, 3] = self.scale * (moved[:, :3, 3] - self.target) @ self.turn.T
-        moved[:, :3, :3] = self.turn @ moved[:, :3, :3]
-        return moved.float()
+    def inward(self, cameras: Cameras) -> Cameras:
+        """The same cameras in the network's world; an orthographic one has other pixels a unit there."""
+        c2w, Ks = cameras.c2w.double().cpu().clone(), cameras.Ks.clone()
+        c2w[:, :3, 3] = self.scale * (c2w[:, :3, 3] - self.target) @ self.turn.T
+        c2w[:, :3, :3] = self.turn @ c2w[:, :3, :3]
+        Ks[cameras.orthographic, :2, :2] /= self.scale
+        return replace(cameras, c2w=c2w.float().to(cameras.c2w.device), Ks=Ks)
 
     @property
     def outward(self) -> Tensor:
@@ -185,7 +186,9 @@ def _target(views: Views) -> Tensor:
     wanted = (across @ position[..., None]).mean(0)[:, 0] + weak @ position.mean(0)
     target = torch.linalg.solve(across.mean(0) + weak, wanted)
     depths = ((target - position) * forward).sum(-1)
-    if float(depths.min()) > 1e-3 * float(depths.abs().max()):
+    spread = torch.linalg.vector_norm(position - position.mean(0), dim=-1).max()
+    rounding = 1e-6 * torch.linalg.vector_norm(position, dim=-1).max()
+    if bool(depths.min() > 1e-3 * spread + rounding):  # parallel axes meet nowhere: that is, at the cameras
         return target
     if views.depth is not None and bool((views.depth > 0).any()):
         return _middle_of_depth(views, views.depth)

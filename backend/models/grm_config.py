@@ -205,9 +205,8 @@ def config_from(data: Mapping[str, Any]) -> GRMConfig:
     _expect(render.get("sh_degree", 0) == 0, "render.sh_degree", "0", render.get("sh_degree"))
     config = GRMConfig(**values, **_render_values(render))
     if config.scaling_activation_type != config.render_scaling:
-        log.warning(
-            "%s scales in the network, %s in the renderer", config.scaling_activation_type, config.render_scaling
-        )
+        kinds = (config.scaling_activation_type, config.render_scaling)
+        log.warning("scaling_activation_type: network %r and renderer %r differ; both are followed", *kinds)
     return config
 
 
