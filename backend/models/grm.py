@@ -1,0 +1,301 @@
+"""GRM (Xu et al., "Large Gaussian Reconstruction Model for Efficient 3D Reconstruction and Generation", 2024): posed
+pictures of an object to one Gaussian a pixel.
+
+    pictures, cameras -> RGB + ray channels -> patches -> transformer over all views' tokens -> transformer upsampler
+                      -> one token for each pixel or few -> depth, colour, opacity, scale, rotation -> Gaussians
+
+Two settings of this one design are chosen by the configuration's fields: *released* is the published network with all
+its quirks, which its weights have learnt; *own* is what this project trains.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backend.cameras import BadInput, Views
+from backend.gaussians import Gaussians, rgb_to_sh, transform
+from backend.models.grm_cameras import FIELD_OF_VIEW, depth_of_origin, frame, place, plucker, poses, unproject
+from backend.models.grm_config import PRESETS, GRMConfig, config_from
+from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
+
+__all__ = [
+    "GRM",
+    "IGNORED",
+    "MAX_VIEWS",
+    "MIN_VIEWS",
+    "PRESETS",
+    "SIDE_MULTIPLE",
+    "GRMConfig",
+    "activate",
+    "config_from",
+    "memory_needed",
+    "reconstruct",
+    "view_counts",
+]
+
+MIN_VIEWS, MAX_VIEWS = 1, 16  # `view_counts` says which of these a configuration takes
+SIDE_MULTIPLE = 1  # pictures of any size are framed and resized
+IGNORED: tuple[str, ...] = ()  # no published key is dropped on loading
+HEADS = {"depth": 1, "feature": 3, "opacity": 1, "scaling": 3, "rotation": 4}  # numbers a Gaussian; feature is colour
+OPACITY_OFFSET = -2.0  # Gaussians start about 0.12 opaque
+ALLOCATOR = 1.2  # what allocators and kernels keep beside the tensors
+
+
+@dataclass(frozen=True)
+class RawGaussians:
+    """What the network returns: N = V*R*R Gaussians in the order view, row, column. Not activated, but for `means`.
+
+    depth     [B,V,R,R] along the view axes, the cameras' distance added
+    means     [B,N,3] points at these depths, in the world of the cameras
+    feature   [B,N,3] colour before the sigmoid
+    opacity   [B,N,1] before the sigmoid
+    scaling   [B,N,3] before `scales_of`
+    rotation  [B,N,4] wxyz of any length
+    """
+
+    depth: Tensor
+    means: Tensor
+    feature: Tensor
+    opacity: Tensor
+    scaling: Tensor
+    rotation: Tensor
+
+
+class Encoder(nn.Module):
+    """Patches of all views become tokens that all see each other (or their windows)."""
+
+    def __init__(self, config: GRMConfig) -> None:
+        super().__init__()
+        width, channels = config.width, config.in_channels + 6
+        self.conv = nn.Conv2d(channels, width, config.patch_size, config.patch_size, bias=False)
+        self.positional_embedding = nn.Parameter(torch.empty(1, config.grid**2, width))  # all views share it
+        self.layernorm1 = nn.LayerNorm(width)
+        self.transformer = Blocks(
+            config.layers,
+            width,
+            window=config.bwindow_size,
+            qk_norm=config.qk_norm,
+            checkpointing=config.checkpointing,
+        )
+        self.layernorm2 = nn.LayerNorm(width)
+        nn.init.trunc_normal_(self.positional_embedding, std=0.02)
+
+    def forward(self, picture: Tensor, rays: Tensor) -> Tensor:
+        """picture [B,V,C,A,A], rays [B,V,6,A,A] -> tokens [B,V*n,D]"""
+        patches = torch.cat([picture, rays], dim=2).to(self.conv.weight.dtype)
+        patches = F.conv2d(patches.flatten(0, 1), self.conv.weight, stride=self.conv.stride)  # [B*V,D,s,s]
+        tokens = patches.flatten(2).transpose(1, 2) + self.positional_embedding  # [B*V,n,D]
+        tokens = self.layernorm1(tokens).unflatten(0, picture.shape[:2]).flatten(1, 2)  # [B,V*n,D]
+        return self.layernorm2(self.transformer(tokens))
+
+
+class Upsampler(nn.Module):
+    """Steps that double the side of every view's grid, each followed by two blocks with windows (paper eq. 3-5)."""
+
+    def __init__(self, config: GRMConfig) -> None:
+        super().__init__()
+        self.levels, old = config.decoder_ratio, config.width
+        for level, width in enumerate(config.widths):
+            self.add_module(f"upsampler_{level}", Upscale(old, width, layout=config.shuffle))
+            blocks = Blocks(
+                2, width, window=config.window_size, qk_norm=config.qk_norm, checkpointing=config.checkpointing
+            )
+            self.add_module(f"attention_{level}", blocks)
+            old = width
+        if self.levels:
+            self.layernorm2 = nn.LayerNorm(old)
+
+    def forward(self, tokens: Tensor, views: int) -> Tensor:
+        """tokens [B,V*n,D] -> [B,V*n*4^levels,C]"""
+        for level in range(self.levels):
+            tokens = self.get_submodule(f"upsampler_{level}")(tokens, views)
+            tokens = self.get_submodule(f"attention_{level}")(tokens)
+        return self.layernorm2(tokens) if self.levels else tokens
+
+
+class GRM(nn.Module):
+    """The network. `state_dict()` has the published checkpoints' keys and shapes."""
+
+    def __init__(self, config: GRMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, area = (config.width, *config.widths)[-1], config.shuffle_left**2
+        parts: dict[str, nn.Module] = {"transformer_encoder": Encoder(config), "gaussian_upsampler": Upsampler(config)}
+        for name, numbers in HEADS.items():
+            parts[f"out_layer_{name}"] = nn.Conv2d(width, numbers * area, 1, bias=False)
+        self.visual_encoder = nn.ModuleDict(parts)
+        nn.init.normal_(self.head_weight("depth"), std=config.depth_std)  # all start near the plane through the origin
+        nn.init.normal_(self.head_weight("scaling"), std=0.02)
+
+    def forward(self, images: Tensor, c2w: Tensor, Ks: Tensor, orthographic: Tensor | None = None) -> RawGaussians:
+        """Raw Gaussians of a batch of B objects, seen in V views each.
+
+        images        [B,V,C,R,R] -1..1, RGB over white, and alpha where C is 4
+        c2w, Ks       [B,V,4,4], [B,V,3,3] in pixels of R; see `place` for the world that the network is used to
+        orthographic  [B,V] bool; None: all pinhole, the only ones that the grid "corners" knows
+        """
+        self._check(images)
+        config, views = self.config, images.shape[1]
+        cameras = poses(c2w, Ks, orthographic, config.input_res)
+        picture = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (-1, views)) if config.half_res_input else images
+        rays = plucker(cameras, config.network_res, config.pixel_grid)  # [B,V,6,A,A]
+        tokens = self.visual_encoder["transformer_encoder"](picture, rays)  # [B,V*n,D]
+        tokens = self.visual_encoder["gaussian_upsampler"](tokens, views)  # [B,V*n*4^levels,C]
+        raw = {name: self.pixels(maps) for name, maps in self.head_maps(tokens, views).items()}  # [B,V,R,R,numbers]
+        offset = depth_of_origin(cameras, config.pixel_grid)
+        depth = raw["depth"][..., 0] + offset[:, :, None, None]  # [B,V,R,R]
+        return RawGaussians(
+            depth=depth,
+            means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
+            feature=raw["feature"].flatten(1, 3),
+            opacity=raw["opacity"].flatten(1, 3) + OPACITY_OFFSET,
+            scaling=bounded_scaling(raw["scaling"].flatten(1, 3), config),
+            rotation=raw["rotation"].flatten(1, 3),
+        )
+
+    def head_weight(self, name: str) -> Tensor:
+        """[numbers*q*q, C, 1, 1] of one of HEADS."""
+        return self.visual_encoder.get_submodule(f"out_layer_{name}").get_parameter("weight")
+
+    def head_maps(self, tokens: Tensor, views: int) -> dict[str, Tensor]:
+        """tokens [B,V*h*w,C] -> for each of HEADS [B,V,h,w,numbers*q*q], at least float32: depths need the digits."""
+        weight = torch.cat([self.head_weight(name).flatten(1) for name in HEADS])  # one product for all five
+        with torch.autocast("cuda" if tokens.is_cuda else "cpu", enabled=False):
+            kind = torch.promote_types(tokens.dtype, torch.float32)
+            maps = F.linear(tokens.to(kind), weight.to(kind))
+        side = math.isqrt(tokens.shape[1] // views)
+        maps = maps.view(tokens.shape[0], views, side, side, -1)
+        area = self.config.shuffle_left**2
+        return dict(zip(HEADS, maps.split([numbers * area for numbers in HEADS.values()], dim=-1), strict=True))
+
+    def pixels(self, maps: Tensor) -> Tensor:
+        """[B,V,h,w,numbers*q*q] -> [B,V,h*q,w*q,numbers]: each token's numbers become q x q pixels."""
+        ratio, side = self.config.shuffle_left, maps.shape[2]
+        parts = maps.unflatten(-1, (-1, ratio, ratio)).permute(0, 1, 2, 5, 3, 6, 4)  # [B,V,h,dy,w,dx,numbers]
+        return parts.reshape(*maps.shape[:2], side * ratio, side * ratio, -1)
+
+    def _check(self, images: Tensor) -> None:
+        config = self.config
+        wanted = (config.in_channels, config.input_res, config.input_res)
+        if images.ndim != 5 or tuple(images.shape[2:]) != wanted:
+            raise BadInput(
+                f"images: expected [batch, views, {', '.join(map(str, wanted))}], found {list(images.shape)}"
+            )
+        if not takes(config, images.shape[1]):
+            raise BadInput(_wrong_count(config, images.shape[1]))
+
+
+def takes(config: GRMConfig, views: int) -> bool:
+    """Whether the tokens of so many views fill the joint grid and whole windows."""
+    tokens = views * config.grid**2
+    if config.shuffle == "joint" and config.decoder_ratio and math.isqrt(tokens) ** 2 != tokens:
+        return False
+    lengths = [(tokens * 4 ** (level + 1), config.window_size) for level in range(config.decoder_ratio)]
+    lengths.append((tokens, config.bwindow_size))
+    return all(window is None or length <= window or length % window == 0 for length, window in lengths)
+
+
+def view_counts(config: GRMConfig) -> tuple[int, ...]:
+    """The numbers of views that `reconstruct` takes, from MIN_VIEWS to MAX_VIEWS."""
+    return tuple(views for views in range(MIN_VIEWS, MAX_VIEWS + 1) if takes(config, views))
+
+
+def _wrong_count(config: GRMConfig, found: int) -> str:
+    counts = ", ".join(map(str, view_counts(config))) or f"more than {MAX_VIEWS}"
+    return f"views: expected {counts} views (it was trained with {config.num_input_views}), found {found}"
+
+
+# ---- activations
+
+
+def bounded_scaling(scaling: Tensor, config: GRMConfig) -> Tensor:
+    """The network's own part of the scale activation, [...,3] -> [...,3]."""
+    match config.scaling_activation_type:
+        case "exp":
+            return (scaling + config.scale_offset).clamp(max=config.scale_max)
+        case "softplus":
+            return scaling.clamp(max=config.scale_max)
+        case "sigmoid":
+            return scaling
+
+
+def scales_of(scaling: Tensor, config: GRMConfig) -> Tensor:
+    """Linear scales [...,3] in the network's world; the sigmoid keeps them in a range (paper eq. 9)."""
+    match config.render_scaling:
+        case "exp":
+            return scaling.exp()
+        case "softplus":
+            return config.scale_multi_act * F.softplus(scaling)
+        case "sigmoid":
+            growth = config.scale_reference / config.input_res if config.scale_reference else 1.0
+            low, high = growth * config.scale_min_act, growth * config.scale_max_act
+            return low + (high - low) * scaling.sigmoid()
+
+
+def activate(raw: RawGaussians, config: GRMConfig) -> list[Gaussians]:
+    """The Gaussians of each object of the batch, in the world of its cameras."""
+    quats = F.normalize(raw.rotation, dim=-1)
+    scales, opacities = scales_of(raw.scaling, config), raw.opacity[..., 0].sigmoid()
+    sh = rgb_to_sh(raw.feature.sigmoid())[:, :, None]  # one colour for all directions (paper 3.1)
+    return [Gaussians(*parts) for parts in zip(raw.means, quats, scales, opacities, sh, strict=True)]
+
+
+# ---- reconstruction
+
+
+@torch.no_grad()
+def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Gaussians:
+    """One Gaussian for each of R x R pixels of each view, in the world of the views, float32, on the model's device.
+
+    views   any size, scale and orientation; composited over white. See `place` and `frame` for how they are brought
+            into the network's world. *Released* takes pinhole cameras alone
+    target  [3] world, the object's middle, where the views do not look at it
+    Raises BadInput for a number or kind of views that the network cannot take, or that do not say where the object is.
+    """
+    config, device = model.config, next(model.parameters()).device
+    if not (MIN_VIEWS <= len(views) <= MAX_VIEWS and takes(config, len(views))):
+        raise BadInput(_wrong_count(config, len(views)))
+    if config.in_channels not in (3, 4):
+        raise BadInput(f"config: in_channels: expected 3 (RGB) or 4 (RGB and alpha), found {config.in_channels}")
+    published = config.placement == "distance"
+    if published and bool(views.cameras.orthographic.any()):
+        raise BadInput("views: this checkpoint takes perspective cameras, found an orthographic one")
+    placement = place(views, rule=config.placement, azimuth=math.radians(config.first_azimuth), target=target)
+    placed = replace(views, cameras=placement.inward(views.cameras))
+    pictures, Ks = frame(placed, config.input_res, field_of_view=FIELD_OF_VIEW if published else None)
+    given = (2 * pictures[:, : config.in_channels] - 1, placed.cameras.c2w, Ks, placed.cameras.orthographic)
+    gaussians = activate(model(*(x[None].to(device) for x in given)), config)[0]
+    return transform(Gaussians(*(x.float() for x in vars(gaussians).values())), placement.outward)
+
+
+def memory_needed(
+    config: GRMConfig, views: int, height: int, width: int, bytes_per_number: int, *, device: str = "cpu"
+) -> int:
+    """Peak bytes of `reconstruct` with its weights, for pictures of this size; what the views themselves hold not
+    counted. An estimate: it counts the tensors that live at once in the widest stage.
+    """
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in GRM(config).parameters())
+    tokens, pixels = views * config.grid**2, views * config.input_res**2
+    chunk = chunk_numbers(torch.device(device))
+    stages = [_block_numbers(tokens, config.width, config.bwindow_size, chunk)]
+    for level, numbers in enumerate(config.widths):
+        stages.append(_block_numbers(tokens * 4 ** (level + 1), numbers, config.window_size, chunk))
+    last = (config.width, *config.widths)[-1]
+    copied = last * (tokens * 4**config.decoder_ratio + sum(HEADS.values()) * config.shuffle_left**2)
+    heads = copied * (bytes_per_number + 4) + 4 * 60 * pixels  # tokens and weights twice; Gaussians four times
+    framing = 4 * 4 * views * (4 * max(height, width) ** 2 + 3 * config.input_res**2)
+    return bytes_per_number * weights + int(ALLOCATOR * max(bytes_per_number * max(stages), heads, framing))
+
+
+def _block_numbers(tokens: int, width: int, window: int | None, chunk: int) -> int:
+    """Most numbers alive inside a block: its stream of tokens several times, and twelve times what runs at once."""
+    stream = tokens * width
+    if window is None or tokens <= window:
+        return 14 * stream
+    return 5 * stream + 12 * min(stream, max(window * width, chunk // 4))

@@ -1,0 +1,258 @@
+"""GRM's cameras: the ray channels, the way from depths to points, and any posed views brought into the frame in which
+the network works. All of it stays in float32 or higher, whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backend.cameras import BadInput, Cameras, Views
+
+PixelGrid = Literal["corners", "centres"]
+
+CAMERA_DISTANCE = 2.7  # from the origin to the published cameras; the object lies in [-1,1]^3 around the origin
+FIELD_OF_VIEW = math.radians(50)  # of the published cameras
+HALF_EXTENT = CAMERA_DISTANCE * math.tan(FIELD_OF_VIEW / 2)  # half a picture's side, measured at the origin
+
+# ---- rays and points
+
+
+@dataclass(frozen=True)
+class Poses:
+    """The cameras of a batch, for square pictures.
+
+    c2w           [B,V,4,4] camera to world, OpenCV axes
+    intrinsics    [B,V,4] fx fy cx cy as shares of the picture's side; an orthographic camera's fx fy are sides per unit
+    orthographic  [B,V] bool
+    """
+
+    c2w: Tensor
+    intrinsics: Tensor
+    orthographic: Tensor
+
+
+def poses(c2w: Tensor, Ks: Tensor, orthographic: Tensor | None, side: int) -> Poses:
+    """c2w [B,V,4,4], Ks [B,V,3,3] in pixels of pictures of `side` pixels, orthographic [B,V] or None: all pinhole."""
+    c2w, Ks = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (c2w, Ks))
+    intrinsics = torch.stack([Ks[..., 0, 0], Ks[..., 1, 1], Ks[..., 0, 2], Ks[..., 1, 2]], dim=-1) / side
+    if orthographic is None:
+        orthographic = torch.zeros(c2w.shape[:2], dtype=torch.bool, device=c2w.device)
+    return Poses(c2w, intrinsics, orthographic)
+
+
+def plucker(poses: Poses, side: int, grid: PixelGrid) -> Tensor:
+    """[B,V,6,side,side] moments (origin x direction), then unit directions (paper 3.2), in the world.
+
+    On the grid "corners" the published network has its first and last pixels on the picture's edges and, by a slip that
+    its weights have learnt, adds half a picture: with a centred principal point its rays look right and down.
+    """
+    shift = 0.5 if grid == "corners" else 0.0
+    lateral, forward = _plane(poses, _positions(side, grid, poses) + shift)
+    flat = poses.orthographic[:, :, None, None, None]
+    directions = F.normalize(torch.where(flat, 0.0, lateral) + forward, dim=-1)
+    origins = poses.c2w[:, :, None, None, :3, 3] + torch.where(flat, lateral, 0.0)
+    channels = torch.cat([torch.linalg.cross(origins, directions), directions], dim=-1)  # [B,V,H,W,6]
+    return channels.permute(0, 1, 4, 2, 3)
+
+
+def depth_of_origin(poses: Poses, grid: PixelGrid) -> Tensor:
+    """[B,V] the depth that a raw depth of 0 stands for: published, the camera's distance from the origin, whatever it
+    looks at; on the grid "centres" the origin's own depth, which an orthographic camera has too.
+    """
+    position = poses.c2w[..., :3, 3]
+    if grid == "corners":
+        return torch.linalg.vector_norm(position, dim=-1)
+    return -(poses.c2w[..., :3, 2] * position).sum(-1)
+
+
+def unproject(depth: Tensor, poses: Poses, grid: PixelGrid) -> Tensor:
+    """[B,V,H,H,3] world points of depths [B,V,H,H] along the view axes, one a pixel."""
+    lateral, forward = _plane(poses, _positions(depth.shape[-1], grid, poses))
+    z = depth[..., None]
+    widening = torch.where(poses.orthographic[:, :, None, None, None], 1.0, z)
+    return poses.c2w[:, :, None, None, :3, 3] + widening * lateral + z * forward
+
+
+def _positions(side: int, grid: PixelGrid, poses: Poses) -> Tensor:
+    """[side] pixel positions as shares of the picture's side."""
+    index = torch.arange(side, device=poses.c2w.device, dtype=poses.intrinsics.dtype)
+    return index / max(side - 1, 1) if grid == "corners" else (index + 0.5) / side
+
+
+def _plane(poses: Poses, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets [B,V,H,W,3] across the view axis at depth 1, and the axis [B,V,1,1,3], both in the world.
+
+    Sums of products instead of a matrix product: autocast would do that in half precision.
+    """
+    fx, fy, cx, cy = poses.intrinsics[..., None].unbind(-2)  # [B,V,1]
+    x, y = (positions - cx) / fx, (positions - cy) / fy
+    right, down, forward = poses.c2w[:, :, None, None, :3, :3].unbind(-1)
+    return x[:, :, None, :, None] * right + y[:, :, :, None, None] * down, forward
+
+
+# ---- placing: from the views' world to the network's
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The similarity that takes the views' world to the network's: x -> scale * turn @ (x - target).
+
+    turn    [3,3] float64 rotation
+    target  [3] float64, world: becomes the origin
+    scale   network units a world unit
+    """
+
+    turn: Tensor
+    target: Tensor
+    scale: float
+
+    def inward(self, cameras: Cameras) -> Cameras:
+        """The same cameras in the network's world; an orthographic one has other pixels a unit there."""
+        c2w, Ks = cameras.c2w.double().cpu().clone(), cameras.Ks.clone()
+        c2w[:, :3, 3] = self.scale * (c2w[:, :3, 3] - self.target) @ self.turn.T
+        c2w[:, :3, :3] = self.turn @ c2w[:, :3, :3]
+        Ks[cameras.orthographic, :2, :2] /= self.scale
+        return replace(cameras, c2w=c2w.float().to(cameras.c2w.device), Ks=Ks)
+
+    @property
+    def outward(self) -> Tensor:
+        """[4,4] float64, the network's world to the views'."""
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix[:3, :3] = self.turn.T / self.scale
+        matrix[:3, 3] = self.target
+        return matrix
+
+
+def place(views: Views, *, rule: Literal["distance", "extent"], azimuth: float, target: Tensor | None) -> Placement:
+    """Where the network wants the views: looking at the origin, Z up, the first of them at `azimuth`.
+
+    rule     what decides the scale. "distance": the cameras are 2.7 away on average, as published; "extent": at the
+             origin half a picture's side measures 1.26 on average, which is the same for a field of view of 50 degrees
+             and has a meaning for orthographic cameras too
+    azimuth  radians of the first camera, from +X towards +Y
+    target   [3] world, the object's middle; None: where the views look at, or else the middle of what their depth shows
+    The result moves with the cameras: a similarity of the world changes nothing of what the network sees.
+    Raises BadInput when the views do not say where the object is.
+    """
+    centre = _target(views) if target is None else target.double().cpu()
+    c2w = views.cameras.c2w.double().cpu()
+    depths = ((centre - c2w[:, :3, 3]) * c2w[:, :3, 2]).sum(-1)
+    pinhole = ~views.cameras.orthographic.cpu()
+    if bool((depths[pinhole] <= 0).any()):
+        raise BadInput(f"target: expected a point before every camera, found {centre.tolist()}")
+    if rule == "distance":
+        scale = CAMERA_DISTANCE / float(torch.linalg.vector_norm(centre - c2w[:, :3, 3], dim=-1).mean())
+    else:
+        focal = views.cameras.Ks.double().cpu()[:, [0, 1], [0, 1]].mean(-1)
+        half_side = 0.5 * max(views.cameras.width, views.cameras.height) / focal
+        scale = HALF_EXTENT / float((half_side * torch.where(pinhole, depths, 1.0)).mean())
+    return Placement(_turn(c2w[:, :3, :3], azimuth), centre, scale)
+
+
+def _turn(rotations: Tensor, azimuth: float) -> Tensor:
+    """[3,3] from the world to one with Z up and the first camera at `azimuth`, for camera axes [V,3,3].
+
+    Up is the direction to which all pictures' horizontal axes are perpendicular, and among several such the one that
+    is most upwards in the pictures.
+    """
+    right, upwards = rotations[:, :, 0], -rotations[:, :, 1].mean(0)
+    tilt = (right[:, :, None] * right[:, None, :]).mean(0) - 1e-4 * upwards[:, None] * upwards
+    up = torch.linalg.eigh(tilt).eigenvectors[:, 0]
+    up = -up if float(up @ upwards) < 0 else up
+    across = right[0] - (right[0] @ up) * up
+    if float(torch.linalg.vector_norm(across)) < 1e-3:  # the first picture lies on its side
+        across = rotations[0, :, 1] - (rotations[0, :, 1] @ up) * up
+    across = F.normalize(across, dim=0)
+    here = torch.stack([torch.linalg.cross(across, up), across, up])  # towards the camera, its right, up
+    cosine, sine = math.cos(azimuth), math.sin(azimuth)
+    there = torch.tensor([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], dtype=torch.float64)
+    return there.T @ here
+
+
+def _target(views: Views) -> Tensor:
+    """[3] float64: the point nearest to all view axes.
+
+    Along directions that the axes leave open, as opposite views do, it is the middle of the cameras.
+    """
+    position, forward = views.cameras.centres.double().cpu(), views.cameras.c2w[:, :3, 2].double().cpu()
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
+    weak = 1e-6 * torch.eye(3, dtype=torch.float64)
+    wanted = (across @ position[..., None]).mean(0)[:, 0] + weak @ position.mean(0)
+    target = torch.linalg.solve(across.mean(0) + weak, wanted)
+    depths = ((target - position) * forward).sum(-1)
+    spread = torch.linalg.vector_norm(position - position.mean(0), dim=-1).max()
+    rounding = 1e-6 * torch.linalg.vector_norm(position, dim=-1).max()
+    if bool(depths.min() > 1e-3 * spread + rounding):  # parallel axes meet nowhere: that is, at the cameras
+        return target
+    if views.depth is not None and bool((views.depth > 0).any()):
+        return _middle_of_depth(views, views.depth)
+    raise BadInput(
+        "views: expected axes that meet before the cameras, or depths, to tell where the object is; "
+        f"found neither in {len(views)} views"
+    )
+
+
+def _middle_of_depth(views: Views, depth: Tensor) -> Tensor:
+    """[3] float64: the mean over the views of the point on the axis at the middle depth of what is seen."""
+    cameras = views.cameras
+    seen = [
+        (view, depth[view][depth[view] > 0].median()) for view in range(len(views)) if bool((depth[view] > 0).any())
+    ]
+    points = [cameras.c2w[view, :3, 3] + z * cameras.c2w[view, :3, 2] for view, z in seen]
+    return torch.stack(points).double().cpu().mean(0)
+
+
+# ---- framing: from any pictures to the network's squares
+
+
+def frame(views: Views, side: int, *, field_of_view: float | None) -> tuple[Tensor, Tensor]:
+    """Pictures [V,4,side,side] (sRGB over white, then alpha, 0..1) and their Ks [V,3,3] float32 in pixels.
+
+    field_of_view  None: all of each picture, padded to a square. Otherwise the square has this opening angle around the
+                   principal point, in radians: a narrower picture is padded, a wider one loses its empty rim and
+                   nothing of what is seen
+    Cuts and pads whole pixels, so that a picture which is right already stays as it is.
+    """
+    ink = torch.cat([(1 - views.images[..., :3]) * views.images[..., 3:], views.images[..., 3:]], dim=-1)
+    ink = ink.permute(0, 3, 1, 2)  # [V,4,H,W]; what white lacks, and alpha: 0 where nothing is seen
+    framed = [_frame_one(ink[i : i + 1], views.cameras.Ks[i], side, field_of_view) for i in range(len(views))]
+    pictures = torch.cat([picture for picture, _ in framed])
+    pictures = torch.cat([1 - pictures[:, :3], pictures[:, 3:]], dim=1)
+    return pictures, torch.stack([K for _, K in framed])
+
+
+def _frame_one(ink: Tensor, K: Tensor, side: int, field_of_view: float | None) -> tuple[Tensor, Tensor]:
+    """ink [1,4,H,W], K [3,3] -> [1,4,side,side], [3,3]"""
+    height, width = ink.shape[-2:]
+    if field_of_view is None:
+        size = max(height, width)
+        left, top = (width - size) // 2, (height - size) // 2
+    else:
+        middle, focal = K[:2, 2].tolist(), float(K.diagonal()[:2].mean())
+        size = max(round(2 * math.tan(field_of_view / 2) * focal), _reach(ink[0, 3], middle))
+        left, top = round(middle[0] - size / 2), round(middle[1] - size / 2)
+    window = F.pad(ink, (-left, left + size - width, -top, top + size - height))  # negative: cut
+    if size != side:
+        window = F.interpolate(window, (side, side), mode="bilinear", antialias=True)
+    moved = K.float().clone()
+    moved[0, 2] -= left
+    moved[1, 2] -= top
+    moved[:2] *= side / size
+    return window, moved
+
+
+def _reach(alpha: Tensor, middle: list[float]) -> int:
+    """The side in pixels of the smallest square around `middle` that holds all that is seen in alpha [H,W]."""
+    seen = alpha > 0
+    edges = [0.0]
+    for axis, centre in enumerate(middle):
+        places = seen.any(axis).nonzero()[:, 0]
+        if len(places):
+            edges += [centre - float(places[0]), float(places[-1]) + 1 - centre]
+    return math.ceil(2 * max(edges) - 1e-3)
