@@ -30,7 +30,7 @@ from backend.cameras import BadInput
 
 EPSILON = 1e-5  # of every normalisation
 CHUNK = 128  # positions that attend to one another directly; no effect on the result
-SEGMENT = {"cpu": 256, "cuda": 16384}  # positions worked off at once: by cache on a CPU, by launches on a GPU
+SEGMENT = {"cpu": 256, "cuda": 8192}  # positions worked off at once: by cache on a CPU, by launches on a GPU
 STEP_RANGE = (1e-3, 0.1)  # dt of a fresh layer
 DECAY_RANGE = (1.0, 16.0)  # -A of a fresh layer
 

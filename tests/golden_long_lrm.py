@@ -46,10 +46,13 @@ def watch(model: LongLRM) -> dict[str, Tensor]:
     """A mapping that fills with intermediate values when the model runs."""
     seen: dict[str, Tensor] = {}
 
-    def keep(module: nn.Module, name: str) -> None:
-        module.register_forward_hook(lambda _, __, output: seen.update({name: output}))
+    def keep(module: nn.Module, name: str, *, given: bool = False) -> None:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = arguments[0] if given else output
 
-    model.tokenizer.register_forward_hook(lambda _, arguments, __: seen.update({"tokenizer_in": arguments[0]}))
+        module.register_forward_hook(hook)
+
+    keep(model.tokenizer, "tokenizer_in", given=True)
     keep(model.input_layernorm, "tokens_in")
     keep(model.tokenDecoder, "decoder_raw")
     for index, block in enumerate(model.processor.blocks):

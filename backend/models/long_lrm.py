@@ -15,6 +15,7 @@ B batch, V views, G global tokens, T = V H/p W/p, p patch, P = p 2^merges, C = 1
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backend.cameras import BadInput, Cameras, Views, rays
-from backend.gaussians import Gaussians, merge, transform
+from backend.gaussians import Gaussians, transform
 from backend.mamba import CHUNK, EPSILON, SEGMENT, Mamba2Config, MambaBlock, widened
 from backend.models.long_lrm_cameras import set_up
 from backend.models.long_lrm_config import PRESETS as PRESETS
@@ -38,6 +39,12 @@ LONGEST_SIDE = 960  # pixels; larger pictures are reduced. The published weights
 SIDE_MULTIPLE = 16  # pixels, of the published model; other pictures are resized a little and cropped
 IGNORED = (r"perceptual_loss\..*", r"depth_anything\..*")  # networks of the training losses, which some files hold
 FAINT = 0.001  # opacity up to which the published code leaves Gaussians out of files
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Where autocast, if it is on, does nothing."""
+    known = torch.amp.autocast_mode.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 # ---- blocks
@@ -141,7 +148,7 @@ class TokenDecoder(nn.Sequential):
     def forward(self, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
         """[...,D] to [...,numbers], or those of the numbers that `rows` says."""
         norm, project = (widened(weight) for weight in self.parameters())
-        with torch.autocast(tokens.device.type, enabled=False):
+        with _full_precision(tokens.device):
             tokens = F.layer_norm(widened(tokens), tokens.shape[-1:], norm, eps=EPSILON)
             return F.linear(tokens, project[rows])
 
@@ -213,18 +220,15 @@ class LongLRM(nn.Module):
 
     def rays(self, c2w: Tensor, intrinsics: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Origins and unit directions [B,V,H,W,3] in the normalised world, in float32 at least."""
-        c2w, intrinsics = (part.to(self.geometry_dtype) for part in (c2w, intrinsics))
-        focal, middle = intrinsics.flatten(0, 1).split(2, dim=-1)
-        Ks = F.pad(torch.diag_embed(focal), (0, 1, 0, 1))
-        Ks = Ks + F.pad(middle[..., None], (2, 0, 0, 1))  # the last row stays 0: nobody reads it
-        flat = torch.zeros(len(Ks), dtype=torch.bool, device=Ks.device)
-        with torch.autocast(c2w.device.type, enabled=False):
-            starts, directions = rays(Cameras(c2w.flatten(0, 1), Ks, flat, height=size[0], width=size[1]))
-        return starts.unflatten(0, c2w.shape[:2]), directions.unflatten(0, c2w.shape[:2])
-
-    @property
-    def geometry_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.tokenizer.weight.dtype, torch.float32)
+        wide = torch.promote_types(self.tokenizer.weight.dtype, torch.float32)
+        c2w, intrinsics = c2w.to(wide), intrinsics.to(wide)
+        Ks = torch.eye(3, dtype=wide, device=c2w.device).repeat(*c2w.shape[:2], 1, 1)
+        Ks[..., [0, 1], [0, 1]], Ks[..., :2, 2] = intrinsics[..., :2], intrinsics[..., 2:]
+        flat = torch.zeros(Ks.shape[:2].numel(), dtype=torch.bool, device=c2w.device)
+        cameras = Cameras(c2w.flatten(0, 1), Ks.flatten(0, 1), flat, height=size[0], width=size[1])
+        with _full_precision(c2w.device):
+            rays_o, rays_d = rays(cameras)
+        return rays_o.unflatten(0, c2w.shape[:2]), rays_d.unflatten(0, c2w.shape[:2])
 
     def encode(self, images: Tensor, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """[B,V*H/P*W/P,D] tokens, by view, row and column, from pictures and their rays."""
@@ -303,7 +307,7 @@ class Pruning:
         ranked = opacity_logits.argsort(descending=True)
         best, rest = ranked.tensor_split([int(count * (kept - drawn))])
         lots = torch.rand(count, generator=torch.Generator().manual_seed(self.seed)).to(ranked.device)
-        lucky = rest[lots[rest].argsort()[: int(count * drawn)]]
+        lucky = rest[lots[rest].topk(int(count * drawn)).indices]
         chosen = torch.cat([best, lucky])
         return chosen[opacity_logits[chosen].sigmoid() >= self.min_opacity]
 
@@ -339,27 +343,32 @@ def reconstruct(
         most_views=most_views,
         longest_side=longest_side,
     )
-    cameras = ready.cameras
-    intrinsics = torch.cat([cameras.Ks[:, [0, 1], [0, 1]], cameras.Ks[:, :2, 2]], dim=-1)
-    rays_o, rays_d = model.rays(cameras.c2w[None], intrinsics[None], ready.images.shape[-2:])
+    K = ready.cameras.Ks
+    intrinsics = torch.cat([K[:, [0, 1], [0, 1]], K[:, :2, 2]], dim=-1)
+    rays_o, rays_d = model.rays(ready.cameras.c2w[None], intrinsics[None], ready.images.shape[-2:])
     tokens = model.encode(ready.images[None], rays_o, rays_d)
-    kept = torch.zeros(rays_d.shape[1:4].numel(), dtype=torch.bool, device=tokens.device)
-    kept[pruning.choose(model.opacity_logits(tokens, rays_d.shape[1:4])[0])] = True
+    count, height, width = rays_d.shape[1:4]
+    kept = torch.zeros(count * height * width, dtype=torch.bool, device=tokens.device)
+    kept[pruning.choose(model.opacity_logits(tokens, (count, height, width))[0])] = True
     parts = []
-    # View by view: most of what the head says is left out, and never all there at once.
-    for view, chosen in enumerate(kept.unflatten(0, (len(cameras), -1))):
+    # View by view: most of what the head says is left out, and so it is never all there at once.
+    for view, chosen in enumerate(kept.unflatten(0, (count, -1))):
         own = slice(view, view + 1)
-        pixels = model.decode(tokens.unflatten(1, (len(cameras), -1))[:, view], rays_o[:, own], rays_d[:, own])
-        parts.append(_float32(transform(pixels.activated(0, chosen), ready.to_world)))
-    return merge(parts)
+        pixels = model.decode(tokens.unflatten(1, (count, -1))[:, view], rays_o[:, own], rays_d[:, own])
+        parts.append(transform(pixels.activated(0, chosen), ready.to_world))
+    return _joined(parts)
 
 
-def _float32(gaussians: Gaussians) -> Gaussians:
-    return Gaussians(*(getattr(gaussians, field.name).float() for field in fields(gaussians)))
+def _joined(parts: list[Gaussians]) -> Gaussians:
+    """All parts, which are of one degree, as one, in float32."""
+    return Gaussians(*(torch.cat([getattr(part, field.name) for part in parts]).float() for field in fields(Gaussians)))
 
 
 def memory_needed(config: LongLRMConfig, views: int, height: int, width: int, bytes_per_number: int) -> int:
-    """Bytes at the peak of `reconstruct`, weights included, about; for views of the size that the network gets."""
+    """Bytes at the peak of `reconstruct`, weights included, about; for views of the size that the network gets.
+
+    On a CPU; CUDA takes up to 1 GiB more, for scans of longer segments at once.
+    """
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in LongLRM(config).parameters()) * bytes_per_number
     wide, pixels, numbers = max(4, bytes_per_number), views * height * width, sum(config.channels)
@@ -367,9 +376,10 @@ def memory_needed(config: LongLRMConfig, views: int, height: int, width: int, by
     making_rays = 20 * pixels * wide
     patches = 3 * RAY_CHANNELS * pixels * wide
     trunk = max(_block_memory(config, index, pixels, bytes_per_number) for index in range(config.num_layers))
+    ranking = 12 * pixels * wide
     gaussians = int(2 * (1 - config.prune_ratio) * pixels * numbers * wide)
-    one_view = (4 * height * width + config.multiple**2 * config.dim[-1]) * numbers * wide
-    return weights + kept + max(making_rays, patches, trunk, gaussians + one_view)
+    one_view = (3 * height * width + config.multiple**2 * config.dim[-1]) * numbers * wide
+    return weights + kept + max(making_rays, patches, trunk, ranking, gaussians + one_view)
 
 
 def _block_memory(config: LongLRMConfig, index: int, pixels: int, narrow: int) -> int:
