@@ -7,6 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
+from blender_addon.families import FAMILIES
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
@@ -40,11 +42,17 @@ def _add_reconstruct(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--model",
-        choices=("fit", "grm", "lgm", "long_lrm", "lrm"),
+        choices=tuple(FAMILIES),
         default="fit",
         help="what makes the splats (%(default)s)",
     )
     add("--weights", default="", metavar="NAME_OR_PATH", help="a checkpoint; without it, the model's default")
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of a network's numbers; auto: the most exact that fits into the memory",
+    )
     add("--steps", type=int, default=0, help="optimisation steps of fit; 0: the default for these views")
     add("--refine", type=int, default=0, metavar="STEPS", help="steps of fit that start from the model's result")
     add("--max-splats", type=int, default=0, help="most splats to use; 0: the default")

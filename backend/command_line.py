@@ -68,6 +68,8 @@ def reconstruct(given: argparse.Namespace) -> int:
         return _reconstruct(given)
     except (BadInput, NothingSeen) as error:
         return _complain(str(error), BAD_INPUT)
+    except MemoryError as error:
+        return _complain(str(error) or "memory: there is too little of it for these views", BAD_INPUT)
     except (JobCancelled, KeyboardInterrupt):
         return _complain("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:

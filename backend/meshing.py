@@ -63,6 +63,11 @@ def extract_mesh(gaussians: Gaussians, views: Views, *, faces: int = 20_000, mon
     return surface
 
 
+def simplified(mesh: Mesh, faces: int) -> Mesh:
+    """A closed mesh with at most about `faces` triangles."""
+    return _decimated(mesh, faces, closed=True)
+
+
 def mesh_report(mesh: Mesh) -> dict[str, Any]:
     """faces, vertices, components, holes (loops of edges with one face) and whether the mesh is watertight."""
     components, _ = mesh_repair.component_labels(mesh.faces, len(mesh.vertices))

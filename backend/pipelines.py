@@ -9,24 +9,24 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from backend import meshing, texturing
 from backend.cameras import BadInput, Cameras, Views
-from backend.fit import FitConfig, FitResult, fit
+from backend.fit import FitConfig, fit, mean_psnr, reduce_views
 from backend.gaussians import Gaussians
 from backend.monitor import Monitor
 from backend.rendering import gsplat_problem
 from backend.texturing import TexturedMesh
 from blender_addon import protocol
+from blender_addon.families import FAMILIES
 
 log = logging.getLogger(__name__)
 
-MODELS = ("fit",)
-PLANNED_MODELS = ("grm", "lgm", "long_lrm", "lrm")
+MODELS = tuple(FAMILIES)
 MAX_SIDE = 8192
 MAX_VIEWS = 1024
 MAX_PIXELS = 2**28  # of all views together: 4 GiB as float32 RGBA
@@ -47,6 +47,7 @@ class ReconstructOptions:
 
     model         family that makes the splats
     weights       a checkpoint's name or path; empty: the model's default
+    precision     of a network's numbers; auto: the most exact that fits into the memory
     steps         optimisation steps of `fit`, 0: the default for the views
     refine        steps of fit that start from the model's result
     max_splats    0: the default
@@ -56,6 +57,7 @@ class ReconstructOptions:
 
     model: str = "fit"
     weights: str = ""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     steps: int = 0
     refine: int = 0
     max_splats: int = 0
@@ -66,14 +68,10 @@ class ReconstructOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.model in PLANNED_MODELS:
-            raise BadInput(
-                f"model: {self.model!r} is not available yet in this version; expected {' or '.join(MODELS)}"
-            )
         if self.model not in MODELS:
             raise BadInput(f"model: expected {' or '.join(MODELS)}, found {self.model!r}")
-        if self.weights:
-            raise BadInput(f"weights: the model {self.model!r} has none, found {self.weights!r}")
+        if self.weights and self.model == "fit":
+            raise BadInput(f"weights: the model 'fit' has none, found {self.weights!r}")
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -114,19 +112,20 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
     device, clock, problems = choose_device(options.device), _Clock(), list[str]()
     views = views.to(device)
     with clock.stage("splats"):
-        result = _splats(views, options, monitor)
-    gaussians, mesh, mesh_report = result.gaussians.detach(), None, None
+        made = _splats(views, options, device, monitor)
+    gaussians, mesh, mesh_report = made.gaussians.detach(), None, None
     if options.mesh:
         try:
-            mesh, mesh_report = _mesh(gaussians, views, options, monitor, clock)
+            mesh, mesh_report = _mesh(made, views, options, monitor, clock)
         except ValueError as error:  # no surface could be found; the splats are worth having all the same
             log.warning("no mesh could be made", exc_info=True)
             problems.append(f"no mesh: {error}")
     clock.seconds["total"] = round(sum(clock.seconds.values()), 3)
     report = {
         "model": options.model,
-        "weights": options.weights,
-        "weights_sha256": "",
+        "weights": made.weights,
+        "weights_sha256": made.sha256,
+        "precision": made.precision,
         "device": str(device),
         "device_name": device_name(device),
         "seed": options.seed,
@@ -135,11 +134,11 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
         "height": views.cameras.height,
         "splats": len(gaussians),
         "sh_degree": gaussians.sh_degree,
-        "steps": result.steps,
-        "stopped_early": result.stopped_early,
-        "start": result.start,
-        "fitted_size": list(result.size),
-        "psnr": _number(result.psnr),
+        "steps": made.steps,
+        "stopped_early": made.stopped_early,
+        "start": made.start,
+        "fitted_size": list(made.size),
+        "psnr": _number(made.psnr),
         "mesh": mesh_report,
         "problems": problems,
         "seconds": clock.seconds,
@@ -148,20 +147,83 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
     return Reconstruction(gaussians.to("cpu"), mesh, report)
 
 
-def _splats(views: Views, options: ReconstructOptions, monitor: Monitor) -> FitResult:
+@dataclass(frozen=True)
+class _Made:
+    """Splats and how they came to be; fields as in FitResult and network.Outcome."""
+
+    gaussians: Gaussians
+    psnr: float
+    start: str
+    steps: int = 0
+    stopped_early: bool = False
+    size: tuple[int, int] = (0, 0)
+    weights: str = ""
+    sha256: str = ""
+    precision: str = ""
+    surface: meshing.Mesh | None = None
+
+
+def _splats(views: Views, options: ReconstructOptions, device: torch.device, monitor: Monitor) -> _Made:
+    made = _fitted(views, options, monitor) if options.model == "fit" else _passed(views, options, device, monitor)
+    if not options.refine or made.stopped_early:
+        return made
+    config = FitConfig(steps=options.refine, max_splats=options.max_splats, seed=options.seed)
+    refined = fit(views, config, initial=made.gaussians, monitor=monitor)
+    return replace(
+        made,
+        gaussians=refined.gaussians,
+        psnr=refined.psnr,
+        steps=refined.steps,
+        stopped_early=refined.stopped_early,
+        size=refined.size,
+        surface=None,  # the network's own is not where the splats are now
+    )
+
+
+def _fitted(views: Views, options: ReconstructOptions, monitor: Monitor) -> _Made:
     config = FitConfig(steps=options.steps, max_splats=options.max_splats, seed=options.seed)
     result = fit(views, config, monitor=monitor)
-    if options.refine and not result.stopped_early:
-        config = FitConfig(steps=options.refine, max_splats=options.max_splats, seed=options.seed)
-        result = fit(views, config, initial=result.gaussians, monitor=monitor)
-    return result
+    return _Made(result.gaussians, result.psnr, result.start, result.steps, result.stopped_early, result.size)
+
+
+def _passed(views: Views, options: ReconstructOptions, device: torch.device, monitor: Monitor) -> _Made:
+    """One pass of a network. The networks are imported where one is used: `fit` starts without them."""
+    from backend import network
+
+    outcome = network.reconstruct(
+        options.model,
+        views,
+        checkpoint=options.weights,
+        precision=options.precision,
+        device=device,
+        mesh=options.mesh and not options.refine,
+        monitor=monitor,
+    )
+    gaussians = outcome.gaussians
+    if 0 < options.max_splats < len(gaussians):
+        gaussians = gaussians[gaussians.opacities.argsort(descending=True)[: options.max_splats]]
+    shown = reduce_views(views, FitConfig().longest_side)
+    return _Made(
+        gaussians,
+        mean_psnr(gaussians, shown),
+        start="network",
+        size=(shown.cameras.width, shown.cameras.height),
+        weights=outcome.weights,
+        sha256=outcome.sha256,
+        precision=outcome.precision,
+        surface=outcome.surface,
+    )
 
 
 def _mesh(
-    gaussians: Gaussians, views: Views, options: ReconstructOptions, monitor: Monitor, clock: _Clock
+    made: _Made, views: Views, options: ReconstructOptions, monitor: Monitor, clock: _Clock
 ) -> tuple[TexturedMesh, dict[str, Any]]:
+    gaussians = made.gaussians.detach()
     with clock.stage("mesh"):
-        mesh = meshing.extract_mesh(gaussians, views, faces=options.faces, monitor=monitor)
+        if made.surface is not None:
+            mesh = meshing.simplified(made.surface, options.faces)
+        else:
+            mesh = meshing.extract_mesh(gaussians, views, faces=options.faces, monitor=monitor)
     with clock.stage("texture"):
         textured = texturing.bake(mesh, views, gaussians, size=options.texture_size, monitor=monitor)
     return textured, meshing.mesh_report(mesh)

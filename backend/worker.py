@@ -41,7 +41,9 @@ KINDS: dict[str, protocol.FailureKind] = {
     "blender_addon.protocol.ProtocolError": "internal",  # a result that does not fit its own declaration
 }
 # Rough shares of a job's time by stage, in the order they come, for one bar that never runs backwards.
-SPLAT_SHARES = {"depth": 15.0, "shape": 20.0, "fit": 60.0}
+FIT_SHARES = {"depth": 15.0, "shape": 20.0, "fit": 60.0}
+NETWORK_SHARES = {"load": 10.0, "network": 50.0}
+REFINE_SHARES = {"fit": 40.0}
 MESH_SHARES = {"Mesh": 10.0, "Texture": 15.0}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "out of memory")
@@ -121,11 +123,16 @@ class JobMonitor:
                     log.warning("ignored while a job runs: %s", type(message).__name__)
 
 
+def shares_of(request: protocol.Reconstruct) -> dict[str, float]:
+    """The stages that a job will have, with their shares."""
+    shares = FIT_SHARES if request.model == "fit" else NETWORK_SHARES | (REFINE_SHARES if request.refine else {})
+    return shares | MESH_SHARES if request.mesh else shares
+
+
 def run_job(client: Client, request: protocol.Reconstruct, run: Run) -> None:
     """Runs one job; whatever becomes of it, the client hears exactly one of Done, Failed and Cancelled."""
-    shares = SPLAT_SHARES | MESH_SHARES if request.mesh else SPLAT_SHARES
     try:
-        for message in run(request, JobMonitor(client, request.job_id, shares)):
+        for message in run(request, JobMonitor(client, request.job_id, shares_of(request))):
             client.send(message)
     except JobCancelled:
         client.send(protocol.Cancelled(request.job_id))

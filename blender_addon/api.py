@@ -51,6 +51,7 @@ class Words(CaptureWords, total=False):
 
     model: str
     weights: str
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     steps: int
     refine: int
     max_splats: int
@@ -244,7 +245,7 @@ def _views(
             on_progress("Taking pictures", done / max(total, 1))
 
     with selection(context, objects):
-        return capture(context, order.capture, tell)
+        return capture(context, order.shots, tell)
 
 
 def _while_starting(session: Session, on_progress: OnProgress | None) -> OnProgress:

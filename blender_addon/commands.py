@@ -18,8 +18,8 @@ import bpy
 
 from . import api, preferences
 from .atomic_file import replacing
+from .families import FAMILIES
 from .order import TEXTURE_SIZES
-from .properties import MODELS
 from .session import SessionState
 from .views import CaptureError
 
@@ -171,8 +171,9 @@ def add_result_words(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--prompt", metavar="TEXT", help="not available in this version")
     add("--image", metavar="FILE", help="not available in this version")
-    add("--model", choices=tuple(MODELS), help="default: fit")
+    add("--model", choices=tuple(FAMILIES), help="default: fit")
     add("--weights", metavar="NAME_OR_PATH", help="a checkpoint of the model")
+    add("--precision", choices=("auto", "float32", "bfloat16", "float16"), help="of a network's numbers")
     add("--steps", type=int, help="optimisation steps of fit")
     add("--refine", type=int, metavar="STEPS", help="fit steps after a network")
     add("--max-splats", type=int, metavar="N")

@@ -30,6 +30,8 @@ STAGES = {
     "starting": "Starting the backend",
     "queued": "Waiting for another job",
     "preparing": "Reading the views",
+    "load": "Loading the weights",
+    "network": "Running the network",
     "depth": "Finding depth",
     "shape": "Finding the shape",
     "fit": "Fitting the splats",
@@ -168,7 +170,7 @@ class Generation:
         if self.order.transforms is not None:
             self._submit(CapturedViews.load(self.order.transforms))
             return
-        self._capture = CaptureRun(self.order.capture)
+        self._capture = CaptureRun(self.order.shots)
         self._capture.start(context)
 
     def tick(self, context: bpy.types.Context, deadline: float) -> None:

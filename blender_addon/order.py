@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from . import protocol
+from .families import FAMILIES, Family
 from .views import CapturedViews, CaptureError, CaptureSettings
 
 Output = Literal["splats", "mesh", "both"]
@@ -23,6 +24,7 @@ class Order:
     transforms    a transforms.json with pictures, instead of rendering
     model         a family the backend offers; `fit` optimises for this scene
     weights       a checkpoint's name or path; empty: the model's default
+    precision     of a network's numbers
     steps         optimisation steps of `fit`; 0: the default for the views
     refine        fit steps after a network
     max_splats    0: the default
@@ -36,6 +38,7 @@ class Order:
     transforms: Path | None = None
     model: str = "fit"
     weights: str = ""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     steps: int = 0
     refine: int = 0
     max_splats: int = 0
@@ -57,10 +60,29 @@ class Order:
         for label, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise CaptureError(f"The {label} must lie between {low} and {high}, found {value}.")
+        if self.model not in FAMILIES:
+            raise CaptureError(f"The model must be one of {', '.join(FAMILIES)}, found {self.model!r}.")
+        if self.transforms is None and self.capture.source == "viewport" and self.capture.count < self._family.least:
+            raise CaptureError(f"{self._family.title} needs at least {self._family.least} views.")
 
     @property
     def source(self) -> str:
         return "files" if self.transforms is not None else self.capture.source
+
+    @property
+    def _family(self) -> Family:
+        return FAMILIES[self.model]
+
+    @property
+    def shots(self) -> CaptureSettings:
+        """The capture as the model can use it: no more cameras around an object than it looks at, where it expects
+        them.
+        """
+        if self.capture.source not in ("orbit", "viewport"):
+            return self.capture
+        least = 4 if self.capture.source == "orbit" else 1
+        count = min(self.capture.count, max(self._family.used or self.capture.count, least))
+        return replace(self.capture, count=count, elevations=self.capture.elevations or self._family.elevations)
 
     @property
     def wants_mesh(self) -> bool:
@@ -107,5 +129,5 @@ def cameras_of(views: CapturedViews) -> dict[str, Any]:
     }
 
 
-SETTINGS = ("weights", "steps", "refine", "max_splats", "output", "faces", "texture_size", "device")
-SENT = ("model", "weights", "steps", "refine", "max_splats", "faces", "texture_size", "device", "seed")
+SETTINGS = ("weights", "precision", "steps", "refine", "max_splats", "output", "faces", "texture_size", "device")
+SENT = ("model", "weights", "precision", "steps", "refine", "max_splats", "faces", "texture_size", "device", "seed")

@@ -174,6 +174,8 @@ class GAUSSMITH_PT_reconstruction(_Sidebar, bpy.types.Panel):
         if chosen.model == "fit":
             draw_optional(column, chosen, "use_steps", "steps")
         else:
+            column.prop(chosen, "weights")
+            column.prop(chosen, "precision")
             column.prop(chosen, "refine")
         column.prop(chosen, "max_splats")
         if chosen.output != "SPLATS":

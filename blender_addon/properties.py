@@ -15,6 +15,7 @@ from bpy.props import (
     StringProperty,
 )
 
+from .families import FAMILIES
 from .order import LARGEST_FACES, SMALLEST_FACES, TEXTURE_SIZES, Order
 from .views import CaptureSettings
 
@@ -25,18 +26,16 @@ SOURCES = (
     ("VIEWPORT", "Viewport", "What this 3D viewport shows, and an orbit that starts there", "VIEW3D", 3),
     ("FILES", "Image Files", "Pictures and cameras named by a transforms.json", "FILE_IMAGE", 4),
 )
-# Each family that can ever be offered keeps its number, since the .blend stores the number.
-MODELS = {
-    "fit": ("fit", "Fit (per scene)", "Optimise the splats for exactly these views; needs no weights", 0),
-    "grm": ("grm", "GRM", "One pass of the GRM network", 1),
-    "lgm": ("lgm", "LGM", "One pass of the LGM network", 2),
-    "long_lrm": ("long_lrm", "Long-LRM", "One pass of the Long-LRM network, for whole scenes", 3),
-    "lrm": ("lrm", "LRM", "One pass of the LRM network, by way of a triplane", 4),
-}
 QUALITIES = (
     ("PREVIEW", "Preview", "Small pictures, few samples, a short fit: to see whether the views are right"),
     ("STANDARD", "Standard", "A good result in minutes"),
     ("FINAL", "Final", "Large pictures, the scene's own samples, a long fit"),
+)
+PRECISIONS = (
+    ("AUTO", "Automatic", "The most exact that fits into the memory"),
+    ("FLOAT32", "Full", "32 bits: exact, and the most memory"),
+    ("BFLOAT16", "Half (bfloat16)", "Half the memory; faster where the hardware has it"),
+    ("FLOAT16", "Half (float16)", "Half the memory; for graphics cards without bfloat16"),
 )
 OUTPUTS = (
     ("SPLATS", "Splats", "Gaussian splats: the look of the pictures from all sides"),
@@ -52,7 +51,8 @@ def model_items(_self: Any, _context: bpy.types.Context | None) -> list[tuple[st
     """The families this backend offers; `fit` before any backend has answered."""
     from .studio import offered_models
 
-    return [MODELS[name] for name in offered_models() if name in MODELS]
+    offered = (FAMILIES[name] for name in offered_models() if name in FAMILIES)
+    return [(family.name, family.title, family.tip, family.number) for family in offered]
 
 
 class GaussmithSettings(bpy.types.PropertyGroup):
@@ -132,6 +132,14 @@ class GaussmithSettings(bpy.types.PropertyGroup):
     steps: IntProperty(  # type: ignore[valid-type]
         name="Steps", description="Optimisation steps of the fit", default=600, min=1, max=1_000_000, soft_max=10_000
     )
+    weights: StringProperty(  # type: ignore[valid-type]
+        name="Weights",
+        description="A checkpoint's file, or its name in the preferences; empty: the model's usual one",
+        subtype="FILE_PATH",
+    )
+    precision: EnumProperty(  # type: ignore[valid-type]
+        name="Precision", description="Of the numbers that a network computes with", items=PRECISIONS
+    )
     max_splats: IntProperty(  # type: ignore[valid-type]
         name="Splat Limit", description="At most so many splats; 0 leaves it to the model", min=0, max=100_000_000
     )
@@ -173,6 +181,11 @@ def capture_settings(chosen: GaussmithSettings) -> CaptureSettings:
     )
 
 
+def weights_of(chosen: GaussmithSettings) -> str:
+    """A name as it is, a path as one that the backend understands."""
+    return bpy.path.abspath(chosen.weights) if chosen.weights.startswith("//") else chosen.weights
+
+
 def order(chosen: GaussmithSettings, device: str) -> Order:
     """What the panel's values ask for, read once when Generate is pressed. Raises CaptureError."""
     transforms = Path(bpy.path.abspath(chosen.transforms)) if chosen.source == "FILES" else None
@@ -180,6 +193,8 @@ def order(chosen: GaussmithSettings, device: str) -> Order:
         capture=capture_settings(chosen),
         transforms=transforms,
         model=chosen.model or "fit",
+        weights=weights_of(chosen) if (chosen.model or "fit") != "fit" else "",
+        precision=chosen.precision.lower(),  # type: ignore[arg-type]
         steps=chosen.steps if chosen.use_steps else FIT_STEPS[chosen.quality],
         refine=chosen.refine,
         max_splats=chosen.max_splats,

@@ -62,6 +62,7 @@ class Reconstruct:
     depth: Annotated[np.ndarray | None, ArraySpec("float32", ("V", "H", "W"), optional=True)] = None
     model: str = "fit"
     weights: str = ""  # a checkpoint's name or path; empty: the model's default
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of a network's numbers
     steps: int = 0  # optimisation steps of `fit`; 0: the default for these views
     refine: int = 0  # fit steps after a network
     max_splats: int = 0  # 0: the default
