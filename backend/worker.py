@@ -35,7 +35,8 @@ KINDS: dict[str, protocol.FailureKind] = {
     "builtins.Exception": "internal",
     "builtins.MemoryError": "out_of_memory",
     "torch.OutOfMemoryError": "out_of_memory",
-    "backend.cameras.BadInput": "bad_request",
+    "backend.bad_input.BadInput": "bad_request",
+    "backend.weights.WeightsMissing": "missing_weights",
     "backend.hull.NothingSeen": "nothing_seen",
     "blender_addon.ply.PlyError": "bad_request",
     "blender_addon.protocol.ProtocolError": "internal",  # a result that does not fit its own declaration
