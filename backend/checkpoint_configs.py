@@ -7,6 +7,7 @@ configuration says wins over both.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from backend.bad_input import BadInput
+
+log = logging.getLogger(__name__)
 
 State = Mapping[str, Tensor]
 Config = dict[str, Any]
@@ -36,6 +39,33 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
             value = merged(inner, value)
         result[key] = value
     return result
+
+
+def grm_config(state: State, given: Mapping[str, Any]) -> Config:
+    """GRM's layout. A checkpoint without its own configuration gets the paper's windows and scales, with a warning."""
+    if "visual" in given and "render" in given:
+        return dict(given)
+    log.warning("the checkpoint has no configuration: windows of 4096 tokens and scales from 0.005 to 0.02 are assumed")
+    encoder = "visual_encoder.transformer_encoder"
+    patch, tokens = _size(state, f"{encoder}.conv.weight", 2), _size(state, f"{encoder}.positional_embedding", 1)
+    steps = _count(state, r"visual_encoder\.gaussian_upsampler\.upsampler_(\d+)\.")
+    shuffle = math.isqrt(_size(state, "visual_encoder.out_layer_depth.weight"))
+    halved = shuffle * 2**steps == 2 * patch
+    told = {
+        "visual": {
+            "in_channels": _size(state, f"{encoder}.conv.weight", 1) - 6,  # beside the rays'
+            "input_res": math.isqrt(tokens) * patch * (2 if halved else 1),
+            "patch_size": patch,
+            "layers": _count(state, rf"{re.escape(encoder)}\.transformer\.resblocks\.(\d+)\."),
+            "width": _size(state, f"{encoder}.conv.weight"),
+            "window_size": 4096,
+            "decoder_ratio": steps,
+            "half_res_input": halved,
+            "num_input_views": 4,
+        },
+        "render": {"scaling_activation_type": "sigmoid", "scale_min_act": 0.005, "scale_max_act": 0.02},
+    }
+    return merged(told, given)
 
 
 def lgm_config(state: State, given: Mapping[str, Any]) -> Config:
@@ -138,18 +168,31 @@ def openlrm_config(state: State, given: Mapping[str, Any]) -> Config:
         "triplane_dim": _size(state, planes, 1),
         "encoder_feat_dim": encoder["hidden_size" if encoder["type"] == "dino" else "embed_dim"],
     }
-    decoder = {
-        "num_linear_layers": _count(state, r"synthesizer\.decoder\.net\.(\d+)\.weight"),
-        "hidden_dim": _size(state, "synthesizer.decoder.net.0.weight"),
-        "activation": "relu",
-    }
+    model = merged(model, arguments)
+    samples = model["rendering_samples_per_ray"]
+    half = samples // 2 if isinstance(samples, int) else samples
     told = {
         "family": "openlrm",
         "layout_version": "1.0" if old else "1.1",
         "image_size": OPENLRM_SIZES.get(width, 16 * encoder["patch_size"]),
-        "model": merged(model, arguments),
+        "model": model,
         "encoder": encoder,
-        "decoder": decoder,
+        "transformer": {
+            "layer_norm_eps": 1e-6,
+            "mlp_ratio": _size(state, "transformer.layers.0.mlp.0.weight") // width,
+            "attention_bias": False,
+            "block": "cross-attention, self-attention, mlp, each after a ModLN",
+        },
+        "decoder": {
+            "num_linear_layers": _count(state, r"synthesizer\.decoder\.net\.(\d+)\.weight"),
+            "hidden_dim": _size(state, "synthesizer.decoder.net.0.weight"),
+            "activation": "relu",
+            "sigma_channel": 0,
+            "rgb_channels": [1, 2, 3],
+            "density": "softplus(raw - 1)",
+            "rgb": "sigmoid(raw) * 1.002 - 0.001",
+        },
+        "render": {"box": [-1.0, 1.0], "samples_coarse": half, "samples_fine": half},
     }
     return merged(told, parts)
 
@@ -176,6 +219,11 @@ def triposr_config(state: State, given: Mapping[str, Any]) -> Config:
             "attention_head_dim": HEAD_WIDTH,
             "num_layers": _count(state, r"backbone\.transformer_blocks\.(\d+)\."),
             "cross_attention_dim": encoder["hidden_size"],
+            "norm_num_groups": 32,
+            "group_norm_eps": 1e-6,
+            "layer_norm_eps": 1e-5,
+            "activation_fn": "geglu",
+            "attention_bias": False,
         },
         "post_processor": {"in_channels": width, "out_channels": _size(state, "post_processor.upsample.weight", 1)},
         "decoder": {

@@ -69,8 +69,8 @@ class _Read:
 def read_checkpoint(path: Path, family: Family) -> Checkpoint:
     """Reads a file, or the only checkpoint in a folder. Nothing in it is run. Raises BadInput.
 
-    A configuration that is not in the file is looked for beside it: NAME.json or config.json, for TripoSR and Long-LRM
-    config.yaml as well.
+    A configuration that is not in the file is looked for beside it: config.json, for TripoSR and Long-LRM config.yaml
+    as well. NAME.json beside NAME.pth, say, is laid over either: what the file's publisher has left untold.
     """
     file = _weights_file(path)
     try:
@@ -207,7 +207,8 @@ def _unwrapped(content: Any, file: Path) -> tuple[Mapping[str, Any], Mapping[str
         raise BadInput(f"{file}: expected tensors by name, found {type(content).__name__}")
     config = None
     if isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict):
-        config = {part: _inside(content, "config", "model_config", part, "params") for part in ("visual", "render")}
+        parts = {part: _inside(content, "config", "model_config", part, "params") for part in ("visual", "render")}
+        config = {part: params for part, params in parts.items() if params is not None}
     elif isinstance(content.get("kwargs"), dict):
         config = dict(_inside(content, "kwargs", "model") or {})
         if size := _inside(content, "kwargs", "infer", "source_size"):
@@ -273,11 +274,14 @@ def _config_of(kind: str, read: _Read, file: Path) -> Mapping[str, Any]:
             raise BadInput(f"{file}: expected a config in the metadata, found the family {read.own!r} alone")
         return read.config
     given = read.config if read.config is not None else _beside(file, kind)
+    notes = file.with_suffix(".json")
+    if notes.is_file():
+        given = checkpoint_configs.merged(given, _parsed(str(notes), notes.read_bytes(), json.loads))
     if given.get("family") == kind:  # the whole layout already
         return given
     match kind:
         case "grm":
-            return _grm_config(given, file)
+            return checkpoint_configs.grm_config(read.state, given)
         case "lgm":
             return checkpoint_configs.lgm_config(read.state, given)
         case "long_lrm":
@@ -288,27 +292,23 @@ def _config_of(kind: str, read: _Read, file: Path) -> Mapping[str, Any]:
             return checkpoint_configs.openlrm_config(read.state, given)
 
 
-def _grm_config(given: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """Shapes do not tell GRM's windows and activations, so there is nothing to fall back on."""
-    missing = [part for part in ("visual", "render") if not isinstance(given.get(part), Mapping)]
-    if missing:
-        raise BadInput(
-            f"{file}: expected model_config.visual.params and .render.params in the checkpoint's config, or a "
-            f"config.json with visual and render beside it, found no {' and no '.join(missing)}"
-        )
-    return given
-
-
 def _beside(file: Path, kind: str) -> Mapping[str, Any]:
     """The configuration beside a checkpoint; empty where there is none."""
-    for path in (file.with_suffix(".json"), file.with_name("config.json")):
-        if path.is_file():
-            return _parsed(str(path), path.read_bytes(), json.loads)
+    path = file.with_name("config.json")
+    if path.is_file():
+        return _parsed(str(path), path.read_bytes(), json.loads)
     path = file.with_name("config.yaml")
     if kind in ("triposr", "long_lrm") and path.is_file():
         told = _parsed(str(path), path.read_bytes(), yaml.safe_load)
-        return {key: told[key] for key in ("model",) if key in told} if kind == "long_lrm" else told
+        return told if kind == "triposr" else _of_the_network(told)
     return {}
+
+
+def _of_the_network(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """What Long-LRM's YAML for training says of the network and the world it wants."""
+    kept = {"model": trainer["model"]} if "model" in trainer else {}
+    scale = _inside(trainer, "data", "scene_scale")
+    return kept if scale is None else kept | {"data": {"scene_scale": scale}}
 
 
 def _parsed(what: str, text: str | bytes, parse: Any) -> Mapping[str, Any]:

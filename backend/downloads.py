@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from backend.bad_input import BadInput
 from backend.hub import RemoteFile, TransferError, Transport
-from backend.weights import CONFIG, RECORD, Entry, File, disk_bytes, folder_of, record_of, weights_folder
+from backend.weights import RECORD, Entry, File, disk_bytes, folder_of, record_of, tensors_of, weights_folder
 from blender_addon.atomic_file import replacing
 
 LICENCES = "licences.json"  # in the weights folder: what was accepted, by name
@@ -45,7 +45,7 @@ def fetch(entry: Entry, transport: Transport, tell: Tell) -> None:
     with _alone(entry):
         record = _fetch_files(entry, folder, transport, tell)
         if entry.config:
-            _write_json(folder / CONFIG, dict(entry.config))
+            _write_json(tensors_of(entry).with_suffix(".json"), dict(entry.config))
         _write_json(folder / RECORD, record)
 
 

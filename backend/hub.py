@@ -16,6 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 TransferKind: TypeAlias = Literal["offline", "disk_full", "refused", "gone", "damaged", "busy", "failed"]
 
 SECONDS = 20  # for the hub's answer
+PIECE = 2**18  # bytes that are written at once; the library's own 10 MB would all be lost with the connection
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -31,12 +32,15 @@ class TransferError(Exception):
 class RemoteFile:
     """A file as the hub tells of it.
 
-    address    where its bytes are; may hold for some minutes only
-    bytes      its length
-    digest     the hub's own: SHA-256 of a large file, git's SHA-1 of a small one; hexadecimal
-    revision   the commit it is of
+    repository, name    where it is on the hub
+    address             where its bytes are; may hold for some minutes only
+    bytes               its length
+    digest              the hub's own: SHA-256 of a large file, git's SHA-1 of a small one; hexadecimal
+    revision            the commit it is of
     """
 
+    repository: str
+    name: str
     address: str
     bytes: int
     digest: str
@@ -74,14 +78,16 @@ class Hub:
             raise TransferError(
                 "failed", f"{repository}: the hub tells no size or no hash of {file}, so none is checked"
             )
-        return RemoteFile(told.location, told.size, told.etag or "", told.commit_hash or revision)
+        return RemoteFile(repository, file, told.location, told.size, told.etag or "", told.commit_hash or revision)
 
     def append(self, remote: RemoteFile, path: Path, progress: Callable[[int], None]) -> None:
+        from huggingface_hub import constants
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
         disable_progress_bars()
-        with _told_plainly(path.parent.name, path.name), _Counted(path, progress) as file:
+        constants.DOWNLOAD_CHUNK_SIZE = PIECE
+        with _told_plainly(remote.repository, remote.name), _Counted(path, progress) as file:
             # goes on by itself after a lost connection, five times
             headers, have = build_hf_headers(token=False), file.tell()
             http_get(remote.address, file, resume_size=have, headers=headers, expected_size=remote.bytes)

@@ -24,7 +24,6 @@ Family: TypeAlias = Literal["grm", "lgm", "long_lrm", "lrm"]
 
 FOLDER_VARIABLE = "GAUSSMITH_WEIGHTS"
 RECORD = "fetched.json"  # in a checkpoint's folder: what was fetched, with the hub's hashes
-CONFIG = "config.json"  # beside the tensors: what they do not tell
 
 
 class WeightsMissing(BadInput):
@@ -63,7 +62,7 @@ class Entry:
     """A published checkpoint.
 
     name            what --weights and the panel call it
-    preset          the configuration of its family that it has; empty: it is in its files
+    preset          its family's name for its configuration
     repository      on the hub (huggingface.co)
     files           what is fetched, the tensors first
     purpose         one line
@@ -72,7 +71,7 @@ class Entry:
     commercial      whether the weights may be used commercially
     memory_gib      peak while reconstructing in float32 on a processor, gibibytes, weights included
     cameras         None: any posed views
-    config          what its files do not tell, in its family's config.json
+    config          what its files do not tell, in the layout that its family's `config_from` takes
     """
 
     name: str
@@ -127,7 +126,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         name="grm_u",
         family="grm",
-        preset="",
+        preset="grm_u",
         repository="justimyhxu/GRM",
         files=(File("grm_u.pth", 715_401_216),),
         purpose="Four views of 512x512 around an object, 20 degrees above it, to a million splats",
@@ -140,7 +139,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         name="grm_r",
         family="grm",
-        preset="",
+        preset="grm_r",
         repository="justimyhxu/GRM",
         files=(File("grm_r.pth", 715_401_216),),
         purpose="As grm_u, for the four views that Zero123++ 1.2 makes of one picture",
@@ -149,11 +148,12 @@ CATALOGUE: tuple[Entry, ...] = (
         commercial="unclear",
         memory_gib=5.1,
         cameras=CameraSetUp(((20, 255), (20, 15), (20, 135), (-10, 195)), radius=2.7, fov=50),
+        config={"visual": {"first_azimuth": 255.0}},
     ),
     Entry(
         name="grm_zero123plus",
         family="grm",
-        preset="",
+        preset="grm_zero123plus",
         repository="justimyhxu/GRM",
         files=(File("grm_zero123plus.pth", 715_401_216),),
         purpose="As grm_u, for the four views that Zero123++ 1.1 makes of one picture",
@@ -162,6 +162,7 @@ CATALOGUE: tuple[Entry, ...] = (
         commercial="unclear",
         memory_gib=5.1,
         cameras=CameraSetUp(((30, 255), (30, 15), (30, 135), (-20, 195)), radius=2.7, fov=50),
+        config={"visual": {"first_azimuth": 255.0}},
     ),
     Entry(
         name="lgm",
@@ -193,7 +194,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         name="long_lrm",
         family="long_lrm",
-        preset="dl3dv_i540",
+        preset="dl3dv_i540_32input_8target",
         repository="arthurhero/llrm_checkpoints",
         files=(File("dl3dv_i540_32input_8target/checkpoint_000010000.pt", 1_860_000_000),),
         purpose="Photos of a whole place, 32 of 960x540 in its training, to millions of splats",
@@ -202,7 +203,7 @@ CATALOGUE: tuple[Entry, ...] = (
         commercial="no",
         memory_gib=1.9,  # with 32 views of 256x256; it grows with the pixels
         cameras=None,
-        config={"scene_scale": 1.35},
+        config={"model": {"gaussians": {"prune_ratio": 0.6, "random_ratio": 0.1}}, "data": {"scene_scale": 1.35}},
     ),
     Entry(
         name="triposr",
@@ -221,7 +222,7 @@ CATALOGUE: tuple[Entry, ...] = (
         Entry(
             name=f"openlrm-{data}-{size}-1.1",
             family="lrm",
-            preset=f"openlrm_{size}_1.1",
+            preset=f"openlrm-{size}-1.1",
             repository=f"zxhezexin/openlrm-{data}-{size}-1.1",
             files=(File("model.safetensors", total), File("config.json", 500)),
             purpose=f"One picture of an object to a mesh or splats; {size}, trained on {trained}",
@@ -242,7 +243,7 @@ CATALOGUE: tuple[Entry, ...] = (
         Entry(
             name=f"openlrm-{size}-obj-1.0",
             family="lrm",
-            preset=f"openlrm_{size}_1.0",
+            preset=f"openlrm-{size}-1.0",
             repository=f"zxhezexin/openlrm-{size}-obj-1.0",
             files=(File("model.pth", total),),
             purpose=f"The first OpenLRM: one picture of an object to a mesh or splats; {size}, trained on Objaverse",
@@ -304,6 +305,11 @@ def record_of(entry: Entry) -> dict[str, Any] | None:
         return None
 
 
+def tensors_of(entry: Entry) -> Path:
+    """The file with the tensors. What it does not tell lies beside it, see `checkpoint_files.read_checkpoint`."""
+    return folder_of(entry) / entry.files[0].local
+
+
 def disk_bytes(entry: Entry) -> int:
     """What a checkpoint takes on the disk, the beginning of an interrupted download too."""
     return sum(file.stat().st_size for file in folder_of(entry).rglob("*") if file.is_file())
@@ -329,4 +335,4 @@ def resolve(name_or_path: str, family: Family) -> tuple[Path, Entry | None]:
             f"weights: {entry.name} is not on this machine; expected it in {folder_of(entry)}. "
             f"Run: python -m backend weights fetch {entry.name}"
         )
-    return folder_of(entry) / entry.files[0].local, entry
+    return tensors_of(entry), entry

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from backend import downloads
 from backend.bad_input import BadInput
 from backend.hub import DISK_FULL, Hub, TransferError, Transport
-from backend.weights import CATALOGUE, GIB, Entry, disk_bytes, entry_of, folder_of, record_of, weights_folder
+from backend.weights import CATALOGUE, GIB, Entry, disk_bytes, entry_of, record_of, tensors_of, weights_folder
 
 SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 JSON_SECONDS = 0.1  # between two lines about the same stage
@@ -100,7 +100,7 @@ def _described(entry: Entry) -> dict[str, Any]:
         "memory_gib": entry.memory_gib,
         "state": "fetched" if record is not None else "partial" if held else "absent",
         "disk_bytes": held,
-        "path": str(folder_of(entry) / entry.files[0].local),
+        "path": str(tensors_of(entry)),
         "revision": record.get("revision", "") if record is not None else "",
     }
 

@@ -77,12 +77,12 @@ def write_grm(source: Path, folder: Path, **options: Any) -> Path:
 
 
 def write_lgm(source: Path, folder: Path, *, legacy: bool = False) -> Path:
-    """Half-precision safetensors without metadata. What shapes do not tell is in a config.json beside it."""
+    """Half-precision safetensors without metadata. What shapes do not tell is in a JSON file of its name beside it."""
     config, state = golden(source)
     path = folder / ("model_fp16.safetensors" if legacy else "model_fp16_fixrot.safetensors")
     save_file({name: tensor.half() for name, tensor in state.items()}, path)
     told = {"input_size": config["input_size"]} | ({"legacy_rotation": True} if legacy else {})
-    (folder / "config.json").write_text(json.dumps(told))
+    path.with_suffix(".json").write_text(json.dumps(told))
     return path
 
 
