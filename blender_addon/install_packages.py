@@ -25,7 +25,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MARKER = "gaussmith-environment.json"  # says that the folder is ours, and what was completely installed into it
-IMPORTS = "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich"
+IMPORTS = (
+    "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich, safetensors, "
+    "huggingface_hub, yaml"
+)
 OFFLINE_SIGNS = (
     "NewConnectionError", "NameResolutionError", "getaddrinfo failed", "Name or service not known",
     "Temporary failure in name resolution", "Network is unreachable", "ConnectTimeoutError", "ReadTimeoutError",

@@ -14,7 +14,8 @@ ADDON, BACKEND = ROOT / "blender_addon", ROOT / "backend"
 
 # Standard library and numpy, and nothing of Blender: these load in any Python.
 WITHOUT_BLENDER = (
-    "protocol", "client", "session", "backend_process", "environment", "install_packages", "axes", "ply", "atomic_file",
+    "protocol", "client", "session", "backend_process", "child", "environment", "install_packages", "axes", "ply",
+    "atomic_file", "shelf",
 )  # fmt: skip
 BLENDER_MODULES = {"bpy", "bmesh", "mathutils", "gpu", "bpy_extras", "bl_ui", "blf", "addon_utils", "idprop"}
 ONLY_HERE = {  # a package's only importers in the backend
