@@ -1,4 +1,4 @@
-"""python -m backend serve | reconstruct | bench: the server that Blender starts, and its work on the command line."""
+"""python -m backend serve | reconstruct | weights | bench: the server that Blender starts, and work without Blender."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(
         commands.add_parser("reconstruct", help="make splats, and a textured mesh, of images with cameras")
     )
+    _add_weights(commands.add_parser("weights", help="list, fetch, verify and remove published checkpoints"))
     bench = commands.add_parser("bench", help="print the speed table of this machine")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     serve = commands.add_parser("serve", help="answer the Blender that started this; leaves when standard input closes")
@@ -69,6 +70,15 @@ def _add_reconstruct(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("action", choices=("list", "fetch", "verify", "remove"), help="what to do")
+    add("name", nargs="?", default="", metavar="NAME", help="a checkpoint; without it, list and verify take all")
+    add("--accept-licence", action="store_true", help="you have read the checkpoint's licence and accept it")
+    add("--json", action="store_true", help="tell everything as lines of JSON")
+    add("--with-parent", action="store_true", help="leave when standard input closes")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 success, 1 something broke, 2 bad input, 130 interrupted.
 
@@ -92,6 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
 
             warm_up()
             return 0
+        case "weights":
+            from backend.weights_command import weights
+
+            return weights(given)
         case "bench":
             from backend.bench import bench
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-
-class BadInput(ValueError):
-    """What a user gave makes no sense; the text names the file or field, what was expected and what was found."""
+from backend.bad_input import BadInput as BadInput
 
 
 @dataclass(frozen=True)

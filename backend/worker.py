@@ -35,7 +35,11 @@ KINDS: dict[str, protocol.FailureKind] = {
     "builtins.Exception": "internal",
     "builtins.MemoryError": "out_of_memory",
     "torch.OutOfMemoryError": "out_of_memory",
-    "backend.cameras.BadInput": "bad_request",
+    "backend.bad_input.BadInput": "bad_request",
+    "backend.weights.WeightsMissing": "missing_weights",
+    "backend.hub.TransferError": "missing_weights",
+    "backend.safe_pickle.Malformed": "bad_request",
+    "backend.safe_pickle.Refused": "bad_request",
     "backend.hull.NothingSeen": "nothing_seen",
     "blender_addon.ply.PlyError": "bad_request",
     "blender_addon.protocol.ProtocolError": "internal",  # a result that does not fit its own declaration

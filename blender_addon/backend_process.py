@@ -51,11 +51,19 @@ def clean_environment(environment: Mapping[str, str], cache: Path) -> dict[str, 
     }
 
 
-def start_backend(python: Path, *, log: Path, cache: Path, command: Sequence[str] = SERVE) -> BackendProcess:
+def start_backend(
+    python: Path,
+    *,
+    log: Path,
+    cache: Path,
+    command: Sequence[str] = SERVE,
+    variables: Mapping[str, str] | None = None,
+) -> BackendProcess:
     """Starts the backend with an environment's Python and returns at once.
 
-    log      the file its output is added to
-    command  the arguments of `python`
+    log        the file its output is added to
+    command    the arguments of `python`
+    variables  of its environment, beside this process's
 
     Raises OSError when the Python cannot be started or the log cannot be written.
     """
@@ -66,17 +74,20 @@ def start_backend(python: Path, *, log: Path, cache: Path, command: Sequence[str
         with log.open("ab") as output:
             output.write(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')} {python}\n".encode())
             output.flush()
-            return BackendProcess(_spawn(python, command, folder, output, cache), folder, log)
+            environment = clean_environment(os.environ, cache) | dict(variables or {})
+            return BackendProcess(_spawn(python, command, folder, output, environment), folder, log)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _spawn(python: Path, command: Sequence[str], folder: Path, log: BinaryIO, cache: Path) -> subprocess.Popen[bytes]:
+def _spawn(
+    python: Path, command: Sequence[str], folder: Path, log: BinaryIO, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [str(python), *command, "--endpoint-file", str(folder / "endpoint.json")],
         cwd=SOURCE,
-        env=clean_environment(os.environ, cache),
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -5,7 +5,6 @@ The environment lies outside the extension's folder, which is replaced on update
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from . import install_packages, protocol
 from .backend_process import SOURCE, clean_environment
+from .child import Child
 
 Accelerator: TypeAlias = Literal["auto", "cpu", "cuda", "apple"]
 
@@ -35,6 +35,9 @@ CHECKED = (
     "trimesh",
     "xatlas",
     "fast-simplification",
+    "safetensors",
+    "huggingface-hub",
+    "pyyaml",
 )
 CHECK_SECONDS = 60
 GIB = 2**30
@@ -67,15 +70,6 @@ sys.stdout.write(json.dumps({"python": list(sys.version_info[:2]), "versions": v
 
 class SetupError(Exception):
     """Why a setup cannot begin, in one plain sentence with what to do."""
-
-
-@dataclass(frozen=True)
-class SetupFailure:
-    """Why a setup ended without an environment: `sentence` for the person, `detail` is what the installer said."""
-
-    kind: str
-    sentence: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ def begin_setup(
     accelerator: Accelerator = "auto",
     extra_index: str = "",
     python: Path | None = None,
-) -> Setup:
+) -> Child:
     """Starts making or completing the environment in `folder`, in a child process; returns at once.
 
     online       whether downloads are allowed
@@ -175,7 +169,11 @@ def begin_setup(
     ]
     if extra_index:
         driver += ["--extra-index", extra_index]
-    return Setup(driver)
+    cancelled = "The setup was cancelled; the next one goes on where it was."
+    try:
+        return Child(driver, cancelled=cancelled, ended=install_packages.FAILURES["failed"])
+    except OSError as error:
+        raise SetupError(f"The Python {driver[0]} cannot be started: {error.strerror}.") from error
 
 
 def _kit(wanted: Accelerator) -> tuple[str, float, float]:
@@ -193,96 +191,6 @@ def _check_space(folder: Path, gigabytes: float) -> None:
             f"The environment needs about {gigabytes:g} GB in {folder}, and {free / GIB:.1f} GB are free. "
             "Free some space or choose another folder."
         )
-
-
-class Setup:
-    """A setup that runs. Read `stage`, `fraction`, `done` and `failure`; call `pump` now and then until it is True."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.stage = "Starting"
-        self.fraction = 0.0
-        self.done = False
-        self.failure: SetupFailure | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="gaussmith-setup-"))
-        self._read = 0
-        try:
-            with self._output.open("wb") as output:
-                self._process = subprocess.Popen(
-                    command,
-                    env=clean_environment(os.environ, self._folder),
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-                )
-        except OSError as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise SetupError(f"The Python {command[0]} cannot be started: {error.strerror}.") from error
-
-    @property
-    def _output(self) -> Path:
-        return self._folder / "output"
-
-    def pump(self) -> bool:
-        """Takes in what the child process has told; True when it has ended."""
-        if self.done or self.failure is not None:
-            return True
-        code = self._process.poll()  # asked first, so that its last words are read
-        self._take_in()
-        if code is None:
-            return False
-        if not self.done and self.failure is None:
-            self.failure = SetupFailure("failed", install_packages.FAILURES["failed"], self._said())
-        self._clean_up()
-        return True
-
-    def cancel(self) -> None:
-        """Ends it; what is downloaded stays for the next try."""
-        if self.done or self.failure is not None:
-            return
-        self._close_stdin()
-        try:
-            self._process.wait(3)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.failure = SetupFailure("cancelled", "The setup was cancelled; the next one goes on where it was.")
-        self._clean_up()
-
-    def _take_in(self) -> None:
-        with self._output.open("rb") as file:
-            file.seek(self._read)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # the rest of it is not written yet
-                self._read += len(line)
-                self._hear(line)
-
-    def _hear(self, line: bytes) -> None:
-        try:
-            told: Any = json.loads(line)
-        except ValueError:
-            return  # a warning of Python's own
-        if not isinstance(told, dict):
-            return
-        self.stage = told.get("stage", self.stage)
-        self.fraction = max(self.fraction, told.get("fraction", 0.0))
-        if "failure" in told:
-            self.failure = SetupFailure(told["failure"], told["sentence"], told["detail"])
-        elif told.get("done"):
-            self.done, self.fraction = True, 1.0
-
-    def _said(self) -> str:
-        return self._output.read_text(errors="replace")[-4000:]
-
-    def _close_stdin(self) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-
-    def _clean_up(self) -> None:
-        self._close_stdin()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def check_environment(python: Path) -> EnvironmentReport:

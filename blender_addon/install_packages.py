@@ -27,7 +27,10 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1]  # holds the backend
 WARM_UP = ("-m", "backend", "warm-up")
 MARKER = "gaussmith-environment.json"  # says that the folder is ours, and what was completely installed into it
-IMPORTS = "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich"
+IMPORTS = (
+    "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich, safetensors, "
+    "huggingface_hub, yaml"
+)
 OFFLINE_SIGNS = (
     "NewConnectionError", "NameResolutionError", "getaddrinfo failed", "Name or service not known",
     "Temporary failure in name resolution", "Network is unreachable", "ConnectTimeoutError", "ReadTimeoutError",

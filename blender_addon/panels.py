@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import bpy
 from bpy.app.translations import pgettext_iface as iface
 from bpy.app.translations import pgettext_rpt as rpt
 
-from . import environment, operators, preferences, result, scene_advice, studio
+from . import environment, operators, preferences, result, scene_advice, studio, weights_panel
+from .sentence import WINDOW, draw_sentence
 from .session import SessionState
 
 CATEGORY = "Gaussmith"
-LINE = 36  # characters of a sentence beside an icon in a sidebar of usual width
 
 
 class _Sidebar:
@@ -107,12 +106,6 @@ def draw_problem(layout: bpy.types.UILayout, running: studio.Studio) -> None:
         buttons = box.row(align=True)
         buttons.operator("gaussmith.copy_details", icon="COPYDOWN")
         buttons.operator("gaussmith.open_log", icon="TEXT")
-
-
-def draw_sentence(layout: bpy.types.UILayout, sentence: str, icon: str = "NONE", width: int = LINE) -> None:
-    """A sentence over as many lines as it needs; Blender's labels do not wrap."""
-    for number, line in enumerate(textwrap.wrap(rpt(sentence), width)):
-        layout.label(text=line, translate=False, icon=icon if number == 0 else "BLANK1")
 
 
 class GAUSSMITH_PT_capture(_Sidebar, bpy.types.Panel):
@@ -235,6 +228,7 @@ def draw_preferences(layout: bpy.types.UILayout, chosen: preferences.GaussmithPr
     row.prop(chosen, "existing_python")
     row.operator("gaussmith.check_environment", icon="CHECKMARK")
     layout.prop(chosen, "device")
+    weights_panel.draw_weights(layout.box(), chosen)
     layout.operator("gaussmith.open_log", icon="TEXT")
     draw_problem(layout, running)
 
@@ -268,4 +262,4 @@ def draw_setup(box: bpy.types.UILayout, chosen: preferences.GaussmithPreferences
     row.scale_y = 1.4
     row.operator("gaussmith.set_up_backend", icon="IMPORT")
     if not preferences.online_allowed():
-        draw_sentence(box.column(align=True), operators.OFFLINE, icon="INTERNET_OFFLINE", width=90)
+        draw_sentence(box.column(align=True), operators.OFFLINE, icon="INTERNET_OFFLINE", width=WINDOW)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import bpy
 from bpy.props import EnumProperty, StringProperty
 
 from . import backend_process, environment
+from .child import Child
 
 # The extension's root package: its preferences belong to it. As a plain package (in tests) this package is the root.
 ROOT_PACKAGE = ".".join(__name__.split(".")[:-2]) or __name__.split(".")[0]
 PYTHON_VARIABLE = "GAUSSMITH_PYTHON"
+WEIGHTS_VARIABLE = "GAUSSMITH_WEIGHTS"  # tells the backend where checkpoints lie
 
 ACCELERATORS = (
     ("AUTO", "Automatic", "CUDA where an NVIDIA driver is found, Apple's GPU on Apple silicon, else the processor"),
@@ -47,6 +50,11 @@ class GaussmithPreferences(bpy.types.AddonPreferences):
         subtype="FILE_PATH",
     )
     device: EnumProperty(name="Device", description="What the backend computes on", items=DEVICES)  # type: ignore[valid-type]
+    weights_folder: StringProperty(  # type: ignore[valid-type]
+        name="Checkpoint Folder",
+        description="Where downloaded checkpoints are kept. Empty: in your own data folder, for all Blenders together",
+        subtype="DIR_PATH",
+    )
 
     def draw(self, _context: bpy.types.Context) -> None:
         from . import panels
@@ -109,7 +117,7 @@ def is_set_up() -> bool:
         return False
 
 
-def new_setup() -> environment.Setup:
+def new_setup() -> Child:
     """Starts Set Up Backend with what the preferences say. Raises environment.SetupError."""
     chosen = found()
     index = chosen.package_index if chosen is not None else ""
@@ -124,12 +132,36 @@ def log_path() -> Path:
 
 def launch() -> backend_process.BackendProcess:
     """Starts the backend. Raises OSError with a sentence when it is not set up."""
+    return backend_process.start_backend(
+        _python_or_reason(), log=log_path(), cache=user_folder("cache"), variables=backend_variables()
+    )
+
+
+def run_weights(arguments: Sequence[str]) -> Child:
+    """Starts the backend's command for checkpoints. Raises OSError with a sentence when it is not set up."""
+    return Child(
+        [str(_python_or_reason()), "-m", "backend", "weights", *arguments],
+        cancelled="The download was stopped; the next one goes on where it was.",
+        ended="The backend could not handle its checkpoints. Copy the details and report them.",
+        folder=backend_process.SOURCE,
+        variables=backend_variables(),
+    )
+
+
+def backend_variables() -> dict[str, str]:
+    """What the backend learns from the preferences when it starts."""
+    chosen = found()
+    folder = bpy.path.abspath(chosen.weights_folder) if chosen is not None else ""
+    return {WEIGHTS_VARIABLE: folder} if folder else {}
+
+
+def _python_or_reason() -> Path:
     python, origin = backend_python()
+    if python is None and origin == PYTHON_VARIABLE:
+        raise FileNotFoundError(f"{PYTHON_VARIABLE} names {os.environ[PYTHON_VARIABLE]}, which is no file.")
     if python is None:
-        if origin == PYTHON_VARIABLE:
-            raise FileNotFoundError(f"{PYTHON_VARIABLE} names {os.environ[PYTHON_VARIABLE]}, which is no file.")
         raise FileNotFoundError("The backend is not set up. Press Set Up Backend in Gaussmith's preferences.")
-    return backend_process.start_backend(python, log=log_path(), cache=user_folder("cache"))
+    return python
 
 
 def free_bytes(folder: Path) -> int:

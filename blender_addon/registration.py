@@ -6,7 +6,7 @@ from typing import Any
 
 import bpy
 
-from . import commands, operators, panels, preferences, properties, result, studio, translations
+from . import commands, operators, panels, preferences, properties, result, studio, translations, weights_panel
 
 CLASSES: tuple[Any, ...] = (
     preferences.GaussmithPreferences,
@@ -29,6 +29,7 @@ CLASSES: tuple[Any, ...] = (
     operators.GAUSSMITH_OT_dismiss,
     operators.GAUSSMITH_OT_open_log,
     operators.GAUSSMITH_FH_ply,
+    *weights_panel.CLASSES,
     panels.GAUSSMITH_PT_main,
     panels.GAUSSMITH_PT_capture,
     panels.GAUSSMITH_PT_reconstruction,

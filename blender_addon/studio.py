@@ -18,11 +18,13 @@ import bpy
 from bpy.app.handlers import persistent
 
 from . import backend_process, preferences, protocol, temporary
-from .environment import EnvironmentReport, Setup
+from .child import Child
+from .environment import EnvironmentReport
 from .generation import Generation, Problem
 from .order import Order
 from .preview import PreviewIcon
 from .session import Session
+from .shelf import NOTICES, Action, Shelf
 from .views import CaptureError
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ class Studio:
         self.session = session
         self.command = command  # Blender's handle of the command line entry, kept to give it back
         self.generation: Generation | None = None
-        self.setup: Setup | None = None
+        self.setup: Child | None = None
+        self.shelf = Shelf(preferences.run_weights)
         self.problem: Problem | None = None
         self.notice = ""  # a sentence that is no problem, such as what a check has found
         self.figures = TickFigures()
@@ -95,13 +98,26 @@ class Studio:
             self.generation.cancel()
         hurry()
 
-    def begin_setup(self, setup: Setup) -> None:
+    def begin_setup(self, setup: Child) -> None:
         self.problem, self.notice, self.setup = None, "", setup
         hurry()
 
     def cancel_setup(self) -> None:
         if self.setup is not None:
             self.setup.cancel()
+        hurry()
+
+    def begin_weights(self, action: Action, name: str = "", *, accept: bool = False) -> None:
+        """Starts a task with a checkpoint. Raises OSError with a sentence when it cannot begin."""
+        self.problem, self.notice = None, ""
+        self.shelf.begin(action, name, accept=accept)
+        hurry()
+
+    def cancel_weights(self) -> None:
+        task = self.shelf.task
+        self.shelf.cancel()
+        if task is not None:
+            self._show_end(task, "")
         hurry()
 
     def tell_check(self, found: EnvironmentReport) -> None:
@@ -130,6 +146,7 @@ class Studio:
             self.generation.cancel()
         if self.setup is not None:
             self.setup.cancel()
+        self.shelf.cancel()
         self.generation, self.setup = None, None
         self.session.close()
         self.preview.close()
@@ -153,6 +170,9 @@ class Studio:
         pause = self.session.pump()
         if self.setup is not None:
             self._follow_setup(self.setup)
+            pause = BUSY
+        self._follow_shelf()
+        if self.shelf.task is not None:
             pause = BUSY
         if self.generation is not None and self.generation.active:
             self._follow_generation(self.generation, began + BUDGET)
@@ -179,16 +199,28 @@ class Studio:
                 "Change Viewport Density in the object's modifier."
             )
 
-    def _follow_setup(self, setup: Setup) -> None:
+    def _follow_setup(self, setup: Child) -> None:
         if not setup.pump():
             return
         self.setup = None
-        if setup.failure is not None and setup.failure.kind == "cancelled":
-            self.notice = setup.failure.sentence
-        elif setup.failure is not None:
-            self.problem = Problem(setup.failure.sentence, setup.failure.detail)
-        elif setup.done:
-            self.notice = "The backend is set up."
+        self._show_end(setup, "The backend is set up.")
+        if setup.done:
+            self.shelf.forget()
+
+    def _follow_shelf(self) -> None:
+        action = self.shelf.action
+        ended = self.shelf.pump()
+        if ended is not None:
+            self._show_end(ended, NOTICES[action])
+
+    def _show_end(self, child: Child, notice: str) -> None:
+        """How a child process has ended, as a problem or a notice."""
+        if child.failure is None:
+            self.notice = notice or self.notice
+        elif child.failure.kind == "cancelled":
+            self.notice = child.failure.sentence
+        else:
+            self.problem = Problem(child.failure.sentence, child.failure.detail)
 
     def _stumbled(self, error: Exception) -> None:
         detail = "".join(traceback.format_exception(error))
@@ -202,8 +234,10 @@ class Studio:
         shown: tuple[object, ...] = (self.session.state, self.problem, self.notice)
         if run is not None:
             shown += (self.preview.shown, run.phase, run.label, round(run.fraction, 2), int(run.seconds_left or 0))
-        if setup is not None:
-            shown += (setup.stage, round(setup.fraction, 2))
+        for child in (setup, self.shelf.task):
+            if child is not None:
+                shown += (child.stage, round(child.fraction, 2))
+        shown += (self.shelf.items,)
         if shown != self._shown:
             self._shown = shown
             redraw()

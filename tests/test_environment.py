@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from blender_addon import environment, install_packages
+from blender_addon.child import Child
 from blender_addon.environment import SetupError, begin_setup, check_environment, python_of
 from blender_addon.install_packages import Installer, InstallError, fingerprint, kind_of
 
@@ -144,7 +145,7 @@ def test_what_pip_says(text, kind):
     assert kind_of(text) == kind and kind in install_packages.FAILURES
 
 
-def finish(setup: environment.Setup) -> list[str]:
+def finish(setup: Child) -> list[str]:
     """The stages that were shown until the end."""
     stages, deadline = [], time.monotonic() + DEADLINE
     while not setup.pump():

@@ -14,12 +14,14 @@ ADDON, BACKEND = ROOT / "blender_addon", ROOT / "backend"
 
 # Standard library and numpy, and nothing of Blender: these load in any Python.
 WITHOUT_BLENDER = (
-    "protocol", "client", "session", "backend_process", "environment", "install_packages", "axes", "ply", "atomic_file",
+    "protocol", "client", "session", "backend_process", "child", "environment", "install_packages", "axes", "ply",
+    "atomic_file", "shelf",
 )  # fmt: skip
 BLENDER_MODULES = {"bpy", "bmesh", "mathutils", "gpu", "bpy_extras", "bl_ui", "blf", "addon_utils", "idprop"}
 ONLY_HERE = {  # a package's only importers in the backend
     "zmq": {"server.py"},
     "diffusers": {"multiview.py"},
+    "huggingface_hub": {"hub.py"},
     "gsplat": {"rendering.py", "rasterise_cuda.py"},
 }
 
@@ -81,3 +83,4 @@ def test_the_server_and_the_help_are_quick_to_load():
     heavy = {"torch", "numba", "scipy", "skimage", "PIL", "trimesh"}
     assert not loaded_by("import backend.server, backend.worker") & heavy
     assert not loaded_by("from backend.__main__ import parser\nparser().format_help()") & heavy
+    assert not loaded_by("import backend.weights_command") & (heavy | {"huggingface_hub", "httpx2"})

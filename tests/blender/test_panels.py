@@ -10,7 +10,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import panels, preferences, properties, registration, studio  # noqa: E402
+from blender_addon import panels, preferences, properties, registration, sentence, studio  # noqa: E402
 from blender_addon.generation import Problem  # noqa: E402
 
 ICONS = frozenset(bpy.types.UILayout.bl_rna.functions["label"].parameters["icon"].enum_items.keys())
@@ -96,12 +96,12 @@ def test_a_run_shows_stage_bar_time_and_cancel(running: studio.Studio) -> None:
 
 
 def test_a_problem_wraps_and_offers_its_details(running: studio.Studio) -> None:
-    sentence = "The device ran out of memory. Use fewer or smaller views, fewer splats or another device."
-    running.problem = Problem(sentence)
+    text = "The device ran out of memory. Use fewer or smaller views, fewer splats or another device."
+    running.problem = Problem(text)
     shown = drawn(panels.GAUSSMITH_PT_main)
     assert "gaussmith.copy_details" in shown and "gaussmith.open_log" in shown
-    lines = [line for line in shown if line and line in sentence]
-    assert " ".join(lines) == sentence and max(map(len, lines)) <= panels.LINE
+    lines = [line for line in shown if line and line in text]
+    assert " ".join(lines) == text and max(map(len, lines)) <= sentence.SIDEBAR
 
 
 def test_without_a_backend_the_panel_leads_to_setting_it_up(
