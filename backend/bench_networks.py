@@ -1,4 +1,4 @@
-"""How fast the full-size networks run on this machine: seconds, peak memory, and arithmetic beside what the machine can.
+"""How fast the full-size networks run on this machine: seconds, peak memory, arithmetic beside what the machine can do.
 
 Weights are random, which costs the same. Each row runs in a process of its own, so that its peak memory is its own.
 """

@@ -38,6 +38,7 @@ CHECKED = (
     "safetensors",
     "huggingface-hub",
     "pyyaml",
+    "psutil",
 )
 CHECK_SECONDS = 60
 GIB = 2**30

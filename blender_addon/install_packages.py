@@ -29,7 +29,7 @@ WARM_UP = ("-m", "backend", "warm-up")
 MARKER = "gaussmith-environment.json"  # says that the folder is ours, and what was completely installed into it
 IMPORTS = (
     "import torch, numba, zmq, numpy, scipy, skimage, PIL, trimesh, xatlas, fast_simplification, rich, safetensors, "
-    "huggingface_hub, yaml"
+    "huggingface_hub, yaml, psutil"
 )
 OFFLINE_SIGNS = (
     "NewConnectionError", "NameResolutionError", "getaddrinfo failed", "Name or service not known",
