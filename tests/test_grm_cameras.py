@@ -203,6 +203,16 @@ def test_parallel_views_need_to_know_where() -> None:
         place(blank(replace(cameras, c2w=c2w)), rule="extent", azimuth=0.0, target=None)
 
 
+@pytest.mark.parametrize(("count", "tilt"), [(1, 0.3), (2, 0.0)])
+def test_up_of_few_views(count: int, tilt: float) -> None:
+    """Two opposite pictures have their horizontal axes on one line; what is upwards in both then decides. One picture
+    alone gives its own.
+    """
+    views = blank(orbit(count, target=torch.zeros(3), radius=4.0, elevation=0.3, fov=0.8, size=8))
+    turn = place(views, rule="distance", azimuth=0.0, target=torch.zeros(3)).turn
+    assert float(turn[2, 2]) == pytest.approx(math.cos(tilt), abs=1e-4)
+
+
 def test_picture_on_its_side() -> None:
     """A first camera turned a quarter about its axis still gets a rotation, with the others' up."""
     views = blank(orbit(5, target=torch.zeros(3), radius=4.0, elevation=0.3, fov=0.8, size=8))
