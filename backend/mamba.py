@@ -271,7 +271,8 @@ def _within(u: Tensor, since_start: Tensor, B: Tensor, C: Tensor) -> Tensor:
     rounding = (since_start - sums).detach()
     sums = sums.transpose(2, 3).contiguous()  # [B,c,h,Q]
     remains = (sums[..., :, None] - sums[..., None, :]).clamp_(max=0).exp_()  # [B,c,h,Q,Q]
-    attention = (C @ B.transpose(2, 3)).tril()[:, :, None] * remains  # the future counts for nothing
+    alike = (C @ B.transpose(2, 3)).tril().to(remains)  # [B,c,Q,Q]; the future counts for nothing
+    attention = alike[:, :, None] * remains
     before = (u * (-rounding).exp().to(u)[..., None]).transpose(2, 3)  # [B,c,h,Q,P]
     return (attention.to(u) @ before).transpose(2, 3) * rounding.exp().to(u)[..., None]
 
