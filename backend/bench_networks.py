@@ -124,8 +124,8 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """TFLOP a second of the product of two large square matrices, the best of five."""
     side = MATMUL_SIDE[device]
     left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    left @ right
-    return 2e-12 * side**3 / min(_seconds(lambda: left @ right, device) for _ in range(5))
+    torch.mm(left, right)
+    return 2e-12 * side**3 / min(_seconds(lambda: torch.mm(left, right), device) for _ in range(5))
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

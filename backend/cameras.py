@@ -5,6 +5,7 @@ OpenCV axes (+X right, +Y down, +Z forward), right-handed world, scene units, pi
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from backend.bad_input import BadInput as BadInput
+
+CANDIDATES = 16  # views among which every choice is tried
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class Views:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def __getitem__(self, index: list[int]) -> Views:
+        """The views of these numbers."""
+        depth = None if self.depth is None else self.depth[index]
+        names = tuple(self.names[view] for view in index) if self.names else ()
+        return Views(self.images[index], self.cameras[index], depth, names)
+
     @property
     def has_alpha(self) -> bool:
         """Whether any pixel is see-through, that is, whether the masks say anything about the shape."""
@@ -159,3 +168,28 @@ def rays(cameras: Cameras) -> tuple[Tensor, Tensor]:
     rotation, centre = cameras.c2w[:, None, None, :3, :3], cameras.centres[:, None, None]
     rays_d = (rotation @ torch.nn.functional.normalize(directions, dim=-1)[..., None])[..., 0]
     return centre + (rotation @ starts[..., None])[..., 0], rays_d
+
+
+def best_spread(cameras: Cameras, target: Tensor, count: int) -> list[int]:
+    """Indices, ascending and with 0, of the `count` views that stand best around the target.
+
+    Best is the least electrostatic energy on the first view's ground plan: points that repel each other spread evenly,
+    and the views from above and below, which object networks are not trained on, crowd in the plan's middle.
+    """
+    offsets = torch.nn.functional.normalize(cameras.centres.double() - target, dim=-1)
+    plan = (offsets @ cameras.c2w[0, :3, :3].double())[:, [0, 2]].cpu()  # rightwards and forwards
+    distance = torch.cdist(plan, plan)
+    candidates = _farthest(distance, max(CANDIDATES, count)) if len(cameras) > CANDIDATES else range(len(cameras))
+    energy = (1 / (distance + 1e-6)).fill_diagonal_(0)
+    sets = torch.tensor([(0, *others) for others in itertools.combinations(sorted(candidates)[1:], count - 1)])
+    energies = energy[sets[:, :, None], sets[:, None]].sum((1, 2))
+    return sets[int(energies.round(decimals=4).argmin())].tolist()  # rounded: of equals always the same
+
+
+def _farthest(distance: Tensor, count: int) -> list[int]:
+    """Indices of `count` points, from the first on always the one farthest from those taken; `distance` [N,N]."""
+    taken, gap = [0], distance[0]
+    while len(taken) < count:
+        taken.append(int(gap.round(decimals=4).argmax()))
+        gap = torch.minimum(gap, distance[taken[-1]])
+    return taken

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from backend.bad_input import BadInput
+from backend.models.grm_config import known_part
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
 def grm_config(state: State, given: Mapping[str, Any]) -> Config:
     """GRM's layout. A checkpoint without its own configuration gets the paper's windows and scales, with a warning."""
     if "visual" in given and "render" in given:
-        return dict(given)
+        known, dropped = known_part(given)
+        if dropped:
+            log.warning("the checkpoint's configuration says more than the network needs: %s", ", ".join(dropped))
+        return known
     log.warning("the checkpoint has no configuration: windows of 4096 tokens and scales from 0.005 to 0.02 are assumed")
     encoder = "visual_encoder.transformer_encoder"
     patch, tokens = _size(state, f"{encoder}.conv.weight", 2), _size(state, f"{encoder}.positional_embedding", 1)

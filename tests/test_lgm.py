@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from backend.cameras import BadInput, Cameras, Views, look_at, orbit, rays
+from backend.cameras import BadInput, Cameras, Views, best_spread, look_at, orbit, rays
 from backend.gaussians import Gaussians, transform
 from backend.models import lgm
 from backend.models.lgm import LGM, PRESETS, LGMConfig, config_from, decode, memory_needed, network_input, reconstruct
-from backend.models.lgm_cameras import Lens, aim, best_spread, meeting_point, pin, pluecker, set_up, standard_cameras
+from backend.models.lgm_cameras import Lens, aim, meeting_point, pin, pluecker, set_up, standard_cameras
 from tests.golden_lgm import run
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "lgm"

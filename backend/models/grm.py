@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend.cameras import BadInput, Views
+from backend.cameras import BadInput, Views, best_spread
 from backend.gaussians import Gaussians, rgb_to_sh, transform
+from backend.hull import meeting_point
 from backend.models.grm_cameras import FIELD_OF_VIEW, depth_of_origin, frame, place, plucker, poses, unproject
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
 from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
@@ -248,6 +249,17 @@ def activate(raw: RawGaussians, config: GRMConfig) -> list[Gaussians]:
 # ---- reconstruction
 
 
+def chosen_views(views: Views, config: GRMConfig) -> Views:
+    """All views; of more than *released* was trained with or *own* is made for, those that stand best around."""
+    most = config.num_input_views if config.shuffle == "joint" else MAX_VIEWS
+    count = min(len(views), most)
+    if count < MIN_VIEWS or not takes(config, count):
+        raise BadInput(_wrong_count(config, len(views)))
+    if count == len(views):
+        return views
+    return views[best_spread(views.cameras, meeting_point(views.cameras).to(views.images.device), count)]
+
+
 @torch.no_grad()
 def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Gaussians:
     """One Gaussian for each of R x R pixels of each view, in the world of the views, float32, on the model's device.
@@ -255,11 +267,11 @@ def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Ga
     views   any size, scale and orientation; composited over white. See `place` and `frame` for how they are brought
             into the network's world. *Released* takes pinhole cameras alone
     target  [3] world, the object's middle, where the views do not look at it
-    Raises BadInput for a number or kind of views that the network cannot take, or that do not say where the object is.
+    Of more views than the network takes, the first and those that stand best around the object with it are used.
+    Raises BadInput for too few views, a kind that the network cannot take, or views that do not say where it is.
     """
     config, device = model.config, next(model.parameters()).device
-    if not (MIN_VIEWS <= len(views) <= MAX_VIEWS and takes(config, len(views))):
-        raise BadInput(_wrong_count(config, len(views)))
+    views = chosen_views(views, config)
     if config.in_channels not in (3, 4):
         raise BadInput(f"config: in_channels: expected 3 (RGB) or 4 (RGB and alpha), found {config.in_channels}")
     published = config.placement == "distance"

@@ -8,7 +8,6 @@ may be turned, shifted and scaled as one likes, because the result is mapped bac
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -16,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.cameras import BadInput, Cameras, Views, look_at, rays
+from backend.cameras import BadInput, Cameras, Views, best_spread, look_at, rays
 
 FACING_BACK = (1.0, -1.0, -1.0)  # OpenCV axes of a camera that looks along -Z with +Y up: right, down, forward
-CANDIDATES = 16  # views among which every choice is tried
 PARALLEL = 1e-3  # mean squared sine of the angles between the view axes and one line, below which they are parallel
 FARTHEST = 2.0  # distances from the object may differ from the first view's by this factor
 LOST = 0.1  # share of what a view shows that may fall outside the model's picture
@@ -103,31 +101,6 @@ def _middle_rays(cameras: Cameras) -> Tensor:
     plane = (middle - cameras.Ks[:, :2, 2]) / cameras.Ks[:, [0, 1], [0, 1]]
     ahead = torch.cat([plane, torch.ones_like(plane[:, :1])], dim=1)
     return F.normalize((cameras.c2w[:, :3, :3].double() @ ahead[:, :, None])[..., 0], dim=-1)
-
-
-def best_spread(cameras: Cameras, target: Tensor, count: int) -> list[int]:
-    """Indices, ascending and with 0, of the `count` views that stand best around the target.
-
-    Best is the least electrostatic energy on the first view's ground plan: points that repel each other spread evenly,
-    and the views from above and below, which LGM was not trained on, crowd in the plan's middle.
-    """
-    offsets = F.normalize(cameras.centres.double() - target, dim=-1)
-    plan = (offsets @ cameras.c2w[0, :3, :3].double())[:, [0, 2]].cpu()  # rightwards and forwards
-    distance = torch.cdist(plan, plan)
-    candidates = _farthest(distance, max(CANDIDATES, count)) if len(cameras) > CANDIDATES else range(len(cameras))
-    energy = (1 / (distance + 1e-6)).fill_diagonal_(0)
-    sets = torch.tensor([(0, *others) for others in itertools.combinations(sorted(candidates)[1:], count - 1)])
-    energies = energy[sets[:, :, None], sets[:, None]].sum((1, 2))
-    return sets[int(energies.round(decimals=4).argmin())].tolist()  # rounded: of equals always the same
-
-
-def _farthest(distance: Tensor, count: int) -> list[int]:
-    """Indices of `count` points, from the first on always the one farthest from those taken; `distance` [N,N]."""
-    taken, gap = [0], distance[0]
-    while len(taken) < count:
-        taken.append(int(gap.round(decimals=4).argmax()))
-        gap = torch.minimum(gap, distance[taken[-1]])
-    return taken
 
 
 # ---- cameras
