@@ -458,12 +458,17 @@ def test_views_are_chosen_apart_whatever_the_unit() -> None:
     generator = torch.Generator().manual_seed(0)
     crowd = near.repeat_interleave(5, 0)
     crowd[:, :3, 3] += 0.05 * torch.randn(20, 3, generator=generator, dtype=torch.float64)
-    for scale in (0.001, 1.0, 1000.0):
-        scaled = crowd.clone()
+    assert [i // 5 for i in well_spread(crowd, 4)] == [0, 1, 2, 3], "one of each place"
+    scattered = torch.eye(4, dtype=torch.float64).repeat(30, 1, 1)
+    scattered[:, :3, :3] = torch.from_numpy(Rotation.random(30, rng=np.random.default_rng(0)).as_matrix())
+    scattered[:, :3, 3] = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    choices = set()
+    for scale in (0.001, 1.0, 1000.0):  # of positions, which compete with directions
+        scaled = scattered.clone()
         scaled[:, :3, 3] *= scale
-        chosen = well_spread(scaled, 4)
-        assert [i // 5 for i in chosen] == [0, 1, 2, 3], "one of each place"
-        assert chosen == well_spread(crowd, 4)
+        choices.add(tuple(well_spread(scaled, 6)))
+        assert k_means_views(scaled, 6) != k_means_views(scattered, 6) or scale == 1
+    assert len(choices) == 1
     assert well_spread(crowd, 20) == list(range(20))
     assert len(well_spread(near[[0, 0, 0, 1, 1]], 4)) == 2, "a view is not taken twice, nor one like it"
 
