@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 2**15  # points decoded at once: the MLP's intermediate values stay in the processor's cache
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
-SPLAT_SPREAD = 0.7  # standard deviation in the surface, in sides of a square with the splat's share of the area
+SPLAT_SPREAD = 0.6  # standard deviation in the surface, in sides of a square with the splat's share of the area
 SPLAT_FLATNESS = 0.25  # standard deviation across the surface, in those within it
 SPLAT_OPACITY = 0.95  # a surface: solid where splats overlap, and still free to move when it is fitted to pictures
 
@@ -50,6 +50,7 @@ class Reading:
     radius   the field fills the cube [-radius, radius]^3
     axes     for each plane, which coordinate runs along its columns and which along its rows
     density  from raw density [P] to density [P], at least 0
+    raw      the raw density that gives a density
     colour   from raw colour [P,3] to sRGB [P,3]
     level    density at which the surface lies
     """
@@ -57,6 +58,7 @@ class Reading:
     radius: float
     axes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     density: Callable[[Tensor], Tensor]
+    raw: Callable[[float], float]
     colour: Callable[[Tensor], Tensor]
     level: float
 
@@ -94,8 +96,8 @@ class Triplane:
         return sampled.permute(3, 2, 0, 1).flatten(1)
 
     @torch.no_grad()
-    def density_grid(self, resolution: int) -> Tensor:
-        """[R,R,R] densities, axes x, y, z, at R places from -radius to radius, both included, along each.
+    def raw_grid(self, resolution: int) -> Tensor:
+        """[R,R,R] raw densities, axes x, y, z, at R places from -radius to radius, both included, along each.
 
         A plane knows two coordinates only and the decoder's first layer is linear: it is applied to R x R places of
         each plane, and a point of the grid adds up three of its results.
@@ -104,14 +106,18 @@ class Triplane:
         assert isinstance(first, nn.Linear), type(first)
         sheets = self._first_layer_on_planes(first, resolution)
         xy, xz, yz = sheets[(0, 1)] + first.bias, sheets[(0, 2)], sheets[(1, 2)]
-        density = torch.empty((resolution,) * 3, dtype=xy.dtype, device=xy.device)
+        raw = torch.empty((resolution,) * 3, dtype=xy.dtype, device=xy.device)
         rows = max(1, CHUNK // resolution)
         for x in range(resolution):
             for y in range(0, resolution, rows):
                 part = slice(y, y + rows)
                 hidden = xy[x, part, None] + xz[x] + yz[part]  # [rows,R,width]
-                density[x, part] = self.reading.density(rest(hidden)[..., 0])
-        return density
+                raw[x, part] = rest(hidden)[..., 0]
+        return raw
+
+    def density_grid(self, resolution: int) -> Tensor:
+        """[R,R,R] densities at the places of `raw_grid`."""
+        return self.reading.density(self.raw_grid(resolution))
 
     def _first_layer_on_planes(self, first: nn.Linear, resolution: int) -> dict[tuple[int, int], Tensor]:
         """For each pair of axes a < b the first layer's share [R,R,width], without bias, at grid places a and b."""
@@ -152,7 +158,7 @@ class Triplane:
 
     @torch.no_grad()
     def mesh(self, resolution: int, *, level: float | None = None) -> tuple[Mesh, np.ndarray]:
-        """The surface in the world, and the colour of each vertex [N,3], sRGB in 0..1.
+        """The surface in the world, and the colour of each vertex [N,3], sRGB in 0..1, as published.
 
         Marching cubes on a density grid; one vertex on every grid edge that crosses the level. Open where the object
         reaches the cube's sides.
@@ -161,16 +167,25 @@ class Triplane:
         level       density, None for the family's
         """
         grid = self.density_grid(resolution)
-        level = self.surface_level(grid) if level is None else level
+        return self._surface(grid, self.surface_level(grid) if level is None else level)
+
+    @torch.no_grad()
+    def splats(self, resolution: int) -> Gaussians:
+        """Splats on the surface, in the world, on the planes' device, one a vertex of a grid's marching cubes.
+
+        Those run on raw densities, which are closer to linear across a surface: densities, which rise steeply inside
+        and are 0 outside, would put it up to a cell too far out.
+        """
+        raw = self.raw_grid(resolution)
+        level = self.surface_level(self.reading.density(raw))
+        return surface_splats(*self._surface(raw, self.reading.raw(level))).to(self.planes.device)
+
+    def _surface(self, grid: Tensor, level: float) -> tuple[Mesh, np.ndarray]:
         vertices, faces = _marching_cubes(grid.cpu().numpy(), level)
-        points = self._place(torch.from_numpy(vertices).to(self.planes.device), resolution)
+        points = self._place(torch.from_numpy(vertices).to(self.planes.device), len(grid))
         colours = self.query(points)[1].clamp(0, 1)
         world = points.cpu().double() @ self.world[:3, :3].T + self.world[:3, 3]
         return Mesh(world.float().numpy(), faces), colours.cpu().float().numpy()
-
-    def splats(self, resolution: int) -> Gaussians:
-        """Splats on the surface, in the world, on the planes' device: one a vertex of `mesh`."""
-        return surface_splats(*self.mesh(resolution)).to(self.planes.device)
 
 
 def _marching_cubes(grid: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +198,7 @@ def _marching_cubes(grid: np.ndarray, level: float) -> tuple[np.ndarray, np.ndar
         vertices, faces, _, _ = measure.marching_cubes(-grid, -level, method="lorensen")
     except (ValueError, RuntimeError) as error:
         range_found = f"{grid.min():g} to {grid.max():g}"
-        raise NothingSeen(f"No surface at density {level:g}: the field goes from {range_found}.") from error
+        raise NothingSeen(f"No surface at {level:g}: the field goes from {range_found}.") from error
     return vertices.astype(np.float64), faces.astype(np.int32)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backend.cameras import Cameras, rays
-from backend.models import lrm
-from backend.ray_marching import march_importance
+from backend.cameras import Cameras, look_at, rays
+from backend.models import lrm, triposr
+from backend.ray_marching import march_importance, march_uniform
 from backend.triplane import Triplane
 
 GRID = 16
@@ -83,3 +84,54 @@ def _render_rays(given: dict[str, Tensor], region: int) -> tuple[Tensor, Tensor]
     c2w = cameras[:, :16].unflatten(1, (4, 4)) * OPENGL_TO_OPENCV
     rays_o, rays_d = rays(Cameras(c2w, Ks, torch.zeros(len(cameras), dtype=torch.bool), region, region))
     return rays_o.flatten(1, 2), rays_d.flatten(1, 2)
+
+
+def load_triposr(folder: Path) -> triposr.TripoSr:
+    model = triposr.TripoSr(triposr.config_from(json.loads((folder / "config.json").read_text())))
+    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def run_triposr(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's output.safetensors."""
+    model, given = load_triposr(folder), load_file(folder / "input.safetensors")
+    image = triposr.prepared(given["image_hwc"], model.config.image_size)
+    image_tokens = model.image_tokenizer(image)
+    tokens = model.backbone(model.start_tokens(1), image_tokens)
+    planes = model(image)
+    field = model.field(planes[0])
+    raw = field.raw(given["points"])
+    output = {
+        "cond_image": image.permute(0, 2, 3, 1),
+        "image_tokens": image_tokens,
+        "tokens": tokens,
+        "planes_lowres": model.low_planes(tokens),
+        "planes": planes,
+        "points_density_raw": raw[:, :1],
+        "points_features_raw": raw[:, 1:],
+        "points_density": model.reading.density(raw[:, :1]),
+        "points_color": model.reading.colour(raw[:, 1:]),
+        "grid16_density": field.density_grid(GRID),
+    }
+    rays_o, rays_d = _orbit_rays(**json.loads((folder / "config.json").read_text())["render_call"])
+    pictures = march_uniform(field, rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), samples=model.config.samples)
+    output |= {"rays_o": rays_o, "rays_d": rays_d, "images": pictures.rgb.reshape(rays_o.shape)}
+    if "extra_rays_o" in given:
+        extra = march_uniform(field, given["extra_rays_o"], given["extra_rays_d"], samples=model.config.samples)
+        output["extra_ray_colors"] = extra.rgb
+    return output
+
+
+def _orbit_rays(
+    *, n_views: int, elevation_deg: float, camera_distance: float, fovy_deg: float, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """[V,H,W,3] of cameras on a level circle that starts on +X and goes towards +Y."""
+    azimuths = torch.arange(n_views) * (2 * math.pi / n_views)
+    elevation = torch.full((n_views,), math.radians(elevation_deg))
+    level = elevation.cos()
+    directions = torch.stack([level * azimuths.cos(), level * azimuths.sin(), elevation.sin()], dim=-1)
+    focal = 0.5 * height / math.tan(math.radians(fovy_deg) / 2)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    c2w = look_at(camera_distance * directions, torch.zeros(3))
+    return rays(Cameras(c2w, K.repeat(n_views, 1, 1), torch.zeros(n_views, dtype=torch.bool), width, height))

@@ -11,6 +11,7 @@ TripoSR, the other LRM, is in triposr.py. Both give a backend.triplane.Triplane.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -39,6 +40,7 @@ READING = Reading(
     radius=1.0,
     axes=((0, 1), (0, 2), (2, 1)),
     density=lambda raw: F.softplus(raw - 1),
+    raw=lambda density: 1 + density + math.log(-math.expm1(-density)),
     colour=lambda raw: 1.002 * torch.sigmoid(raw) - 0.001,
     level=3.0,
 )
