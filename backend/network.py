@@ -70,6 +70,11 @@ class Network:
     model: nn.Module
     sha256: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights in memory."""
+        return next(self.model.parameters()).dtype
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -110,9 +115,11 @@ def reconstruct(
         raise BadInput(f"views: {unfit}")
     monitor.progress("load", 0, 1)
     path, entry = weights.resolve(checkpoint, cast(weights.Family, family))
-    status = path.stat()
-    network = _loaded(path, status.st_mtime_ns, status.st_size, family)
+    network = load(path, family)
     dtype = choose_precision(network, views, precision, device)
+    if network.dtype not in (dtype, torch.float32):  # it ran in another half precision before: its weights are rounded
+        _loaded.cache_clear()
+        network = load(path, family)
     model = network.model.to(device=device, dtype=dtype)
     monitor.progress("load", 1, 1)
     with watched(model, monitor):
@@ -159,9 +166,14 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def load(path: Path, family: str) -> Network:
+    """The network of a checkpoint; kept until another is asked for or its file changes. Raises BadInput."""
+    status = path.stat()
+    return _loaded(path, status.st_mtime_ns, status.st_size, family)
+
+
 @lru_cache(maxsize=1)
 def _loaded(path: Path, _modified: int, _size: int, family: str) -> Network:
-    """The network of a checkpoint, kept until another is asked for or its file changes."""
     checkpoint = read_checkpoint(path, cast(weights.Family, family))
     module, name = KINDS[checkpoint.kind]
     file = importlib.import_module(module)

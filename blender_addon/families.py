@@ -37,8 +37,7 @@ FAMILIES = {
         Family("fit", "Fit (per scene)", "Optimise the splats for exactly these views; needs no weights", 0),
         Family(
             *("grm", "GRM", "One pass of the GRM network over four views around an object", 1),
-            least=1,
-            used=16,
+            used=4,
             elevations=(20.0,),
         ),
         Family(
@@ -50,7 +49,7 @@ FAMILIES = {
         ),
         Family(
             *("long_lrm", "Long-LRM", "One pass of the Long-LRM network, for whole scenes", 3),
-            least=2,
+            used=32,
             orthographic=False,
         ),
         Family(

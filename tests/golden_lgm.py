@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from backend.checkpoint_files import load_into
 from backend.gaussians import sh_to_rgb
-from backend.models.lgm import LGM, LGMConfig, config_from, decode, legacy_rotations
+from backend.models.lgm import IGNORED, LGM, LGMConfig, config_from, decode, legacy_rotations
 
 
 def run(folder: Path) -> dict[str, Tensor]:
@@ -29,7 +30,7 @@ def run(folder: Path) -> dict[str, Tensor]:
 def outputs(config: LGMConfig, weights: dict[str, Tensor], inputs: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """The same values computed with one type of number."""
     model = LGM(config)
-    model.load_state_dict(weights)
+    load_into(model, weights, IGNORED)
     model = model.to(dtype)
     found: dict[str, Tensor] = {}
     parts: dict[str, nn.Module] = {"unet_raw": model.unet}

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backend.cameras import BadInput
+from backend.checkpoint_files import load_into
 from backend.mamba import Mamba2, Mamba2Config, MambaBlock
-from backend.models.long_lrm import LongLRM, PixelGaussians, Pruning, config_from
+from backend.models.long_lrm import IGNORED, LongLRM, PixelGaussians, Pruning, config_from
 
 PRUNED = (0.5, 0.6)  # shares that the golden folders leave out
 PUBLISHED_LOT = 0.1
@@ -31,7 +32,7 @@ NO_EFFECT = ("seed", "chunk_size", "lengths")  # on the result
 def run(folder: Path) -> dict[str, Tensor]:
     """The whole network; every tensor of output.safetensors, and those that other folders have."""
     model = LongLRM(config_from(json.loads((folder / "config.json").read_text())))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_into(model, load_file(folder / "weights.safetensors"), IGNORED)
     seen = watch(model)
     inputs = load_file(folder / "input.safetensors")
     images = inputs["input_images"]
@@ -91,7 +92,7 @@ def pruned(pixels: PixelGaussians) -> dict[str, Tensor]:
 def run_mamba2(folder: Path) -> dict[str, Tensor]:
     """The public Mamba-2 layer, y_L for every u_L."""
     layer = Mamba2(mixer_config(folder))
-    layer.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_into(layer, load_file(folder / "weights.safetensors"), IGNORED)
     inputs = load_file(folder / "input.safetensors")
     with torch.no_grad():
         return {name.replace("u_", "y_"): layer(u) for name, u in inputs.items()}
@@ -100,7 +101,7 @@ def run_mamba2(folder: Path) -> dict[str, Tensor]:
 def run_bimamba2(folder: Path) -> dict[str, Tensor]:
     """One residual block, y_L for every x_L, and its branch alone, mixer_L."""
     block = MambaBlock(mixer_config(folder))
-    block.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_into(block, load_file(folder / "weights.safetensors"), IGNORED)
     inputs = load_file(folder / "input.safetensors")
     found = {}
     with torch.no_grad():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from backend.cameras import Cameras, look_at, rays
+from backend.checkpoint_files import load_into
 from backend.models import lrm, triposr
 from backend.ray_marching import march_importance, march_uniform
 from backend.triplane import Triplane
@@ -21,7 +22,7 @@ OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0])
 
 def load_openlrm(folder: Path) -> lrm.Lrm:
     model = lrm.Lrm(lrm.config_from(json.loads((folder / "config.json").read_text())))
-    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    load_into(model, load_file(folder / "weights.safetensors"), lrm.IGNORED)
     return model.eval()
 
 
@@ -88,7 +89,7 @@ def _render_rays(given: dict[str, Tensor], region: int) -> tuple[Tensor, Tensor]
 
 def load_triposr(folder: Path) -> triposr.TripoSr:
     model = triposr.TripoSr(triposr.config_from(json.loads((folder / "config.json").read_text())))
-    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    load_into(model, load_file(folder / "weights.safetensors"), triposr.IGNORED)
     return model.eval()
 
 

@@ -83,7 +83,7 @@ def test_the_same_command_as_a_program(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "lgm"], "model: 'lgm' is not available yet"),
+        (["--model", "lgm", "--weights", "no_such"], "weights: expected a file or one of lgm"),
         (["--weights", "x"], "weights: the model 'fit' has none"),
         (["--steps", "-1"], "steps: expected a number from 0"),
         (["--cameras", "nowhere.json"], "nowhere.json: expected a folder or a transforms.json"),

@@ -119,7 +119,7 @@ def test_numbers_that_are_not_finite(studio):
 
 
 def test_options_that_make_no_sense(studio):
-    fails(studio, ball_request(model="lgm"), "bad_request", "'lgm' is not available yet")
+    fails(studio, ball_request(model="lgm", weights="no_such"), "bad_request", "no_such")
 
 
 def test_cameras_that_do_not_see_the_object(studio):

@@ -73,7 +73,7 @@ def test_the_report_is_complete_and_json(made):
 def test_the_stages_are_those_the_bar_knows(made):
     """Names that fitting and meshing give; another name would leave the bar where it is."""
     _, watch = made
-    shares = list(worker.SPLAT_SHARES | worker.MESH_SHARES)
+    shares = list(worker.FIT_SHARES | worker.MESH_SHARES)
     assert set(watch.stages) <= set(shares)
     assert [shares.index(stage) for stage in watch.stages] == sorted(shares.index(stage) for stage in watch.stages)
     masks = Watch()
@@ -117,7 +117,7 @@ def test_a_mesh_that_cannot_be_made_is_a_problem_not_a_failure(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model": "lgm"}, "model: 'lgm' is not available yet in this version; expected fit"),
+        ({"model": "no_such"}, "model: expected fit or grm or lgm or long_lrm or lrm, found 'no_such'"),
         ({"model": "nerf"}, "model: expected fit, found 'nerf'"),
         ({"weights": "some"}, "weights: the model 'fit' has none, found 'some'"),
         ({"steps": -1}, "steps: expected a number from 0 to 1000000, found -1"),
