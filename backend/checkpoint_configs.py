@@ -35,8 +35,8 @@ GRM_READ = {
     ),
 }
 OPENLRM_PARTS = ("image_size", "encoder", "transformer", "decoder")  # of the layout, beside the constructor's arguments
-OPENLRM_SIZES = {512: 224, 768: 336, 1024: 448}  # width of the published 1.1 models to pixels of their picture's side;
-# 1.0 tells it in its files, or it is LRM's own
+# Width of a published 1.1 model to pixels of its picture's side; 1.0 tells it in its files, and LRM's own is 512.
+OPENLRM_SIZES = {512: 224, 768: 336, 1024: 448}
 # The tensors say which encoder it is, and inference does not ask whether its training froze it.
 ENCODER_ARGUMENTS = ("encoder_type", "encoder_model_name", "encoder_freeze")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
