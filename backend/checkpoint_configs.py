@@ -24,8 +24,20 @@ State = Mapping[str, Tensor]
 Config = dict[str, Any]
 
 HEAD_WIDTH = 64  # of every attention in the published networks except LGM's
+GRM_READ = {
+    "visual": (
+        *("in_channels", "input_res", "patch_size", "layers", "width", "window_size", "bwindow_size", "checkpointing"),
+        *("depth_std", "decoder_ratio", "scaling_activation_type", "half_res_input", "scale_offset", "scale_max"),
+        "num_input_views",
+    ),
+    "render": (
+        *("render_type", "img_height", "img_width", "patch_size", "sh_degree", "scaling_activation_type"),
+        *("scale_min_act", "scale_max_act", "scale_multi_act"),
+    ),
+}
 OPENLRM_PARTS = ("image_size", "encoder", "transformer", "decoder")  # of the layout, beside the constructor's arguments
-OPENLRM_SIZES = {512: 224, 768: 336, 1024: 448}  # width of the published 1.1 models to pixels of their picture's side
+# Width of a published 1.1 model to pixels of its picture's side; 1.0 tells it in its files, and LRM's own is 512.
+OPENLRM_SIZES = {512: 224, 768: 336, 1024: 448}
 # The tensors say which encoder it is, and inference does not ask whether its training froze it.
 ENCODER_ARGUMENTS = ("encoder_type", "encoder_model_name", "encoder_freeze")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -40,6 +52,17 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
             value = merged(inner, value)
         result[key] = value
     return result
+
+
+def grm_published(told: Mapping[str, Any]) -> Config:
+    """What GRM's own code reads of the configuration in its checkpoints; it takes no notice of the rest."""
+    read = {
+        part: {key: value for key, value in _table(told, part).items() if key in GRM_READ[part]} for part in GRM_READ
+    }
+    unread = [f"{part}.{key}" for part in GRM_READ for key in _table(told, part) if key not in read[part]]
+    if unread:
+        log.info("of the checkpoint's configuration %s mean nothing to its network", ", ".join(unread))
+    return {part: values for part, values in read.items() if part in told}
 
 
 def grm_config(state: State, given: Mapping[str, Any]) -> Config:
@@ -178,7 +201,7 @@ def openlrm_config(state: State, given: Mapping[str, Any]) -> Config:
     told = {
         "family": "openlrm",
         "layout_version": "1.0" if old else "1.1",
-        "image_size": OPENLRM_SIZES.get(width, 16 * encoder["patch_size"]),
+        "image_size": 512 if old else OPENLRM_SIZES.get(width, 16 * encoder["patch_size"]),
         "model": model,
         "encoder": encoder,
         "transformer": {

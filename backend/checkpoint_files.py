@@ -210,7 +210,7 @@ def _unwrapped(content: Any, file: Path) -> tuple[Mapping[str, Any], Mapping[str
     config = None
     if isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict):
         parts = {part: _inside(content, "config", "model_config", part, "params") for part in ("visual", "render")}
-        config = {part: params for part, params in parts.items() if params is not None}
+        config = checkpoint_configs.grm_published({part: told for part, told in parts.items() if told is not None})
     elif isinstance(content.get("kwargs"), dict):
         config = dict(_inside(content, "kwargs", "model") or {})
         if size := _inside(content, "kwargs", "infer", "source_size"):

@@ -62,7 +62,8 @@ def write_grm(source: Path, folder: Path, **options: Any) -> Path:
     config, state = golden(source)
     path = folder / "grm_tiny.pth"
     with as_easydict() as easydict:
-        model_config = {part: {"name": part, "params": config[part]} for part in ("visual", "render")}
+        unread = {"dropout_path": "", "loss": {"lpips": 0.5}}  # the published code takes no notice of such
+        model_config = {part: {"name": part, "params": config[part] | unread} for part in ("visual", "render")}
         content = {
             "model": OrderedDict((f"module.{name}", tensor) for name, tensor in state.items()),
             "config": easydict({"model_config": model_config, "seed": 1}),

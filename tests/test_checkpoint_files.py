@@ -351,12 +351,13 @@ def test_a_configuration_without_end(golden_folder, tmp_path):
     """A pickle may hold itself; and a small one may stand for billions of values."""
     _, state = golden(golden_folder / "grm" / "no_upsampler")
     endless: dict[str, Any] = {}
-    endless["params"] = endless
+    endless["again"] = endless
     many: list[Any] = []
     for _ in range(40):
         many = [many, many]
-    for visual in (endless, {"params": {"many": many}}):
-        torch.save({"model": state, "config": {"model_config": {"visual": visual}}}, tmp_path / "grm.pth")
+    for value in (endless, many):
+        model_config = {"visual": {"params": {"width": value}}}
+        torch.save({"model": state, "config": {"model_config": model_config}}, tmp_path / "grm.pth")
         with pytest.raises(BadInput, match="expected a configuration of plain values, found"):
             read_checkpoint(tmp_path / "grm.pth", "grm")
 
