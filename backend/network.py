@@ -41,7 +41,7 @@ KINDS = {
 # What `auto` tries in turn until the memory suffices: exact first on a processor, where half precision may be slow.
 TRIED = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
 FIELD_KINDS = ("openlrm", "triposr")  # these make a density in space, which has a surface of its own
-FIELD_GRID = 256  # points a side at which that is looked for
+FIELD_GRID = 192  # points a side at which that is looked for
 USABLE_MEMORY = 0.9  # of what is free: the rest of the machine goes on working
 
 
