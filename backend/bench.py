@@ -1,6 +1,4 @@
-"""The speed table of this machine: the rasteriser forward and backward at sizes that matter, beside the slow
-reference.
-"""
+"""The speed tables of this machine: the rasteriser beside the slow reference, and the networks (bench_networks.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from backend import bench_networks
+from backend.bench_networks import Length, Speed
 from backend.cameras import Cameras
 from backend.gaussians import Gaussians
 from backend.rasterise_cpu import rasterise
@@ -153,12 +153,39 @@ def print_table(rows: list[Row]) -> None:
         console.print(note)
 
 
+def print_networks(speeds: Sequence[Speed], lengths: Sequence[Length]) -> None:
+    """Write the networks' rows to the standard output."""
+    table = Table(title="Networks at full size, random weights, one pass from views to Gaussians")
+    for heading in ("what", "views", "precision", "s", "peak GiB", "TFLOP/s", "of matrix products"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for row in speeds:
+        rate = row.tflop / row.seconds
+        cells = (f"{row.seconds:.2f}", f"{row.peak_gib:.2f}", f"{rate:.3f}", f"{row.share:.0%}")
+        table.add_row(row.name, f"{row.views} of {row.size}x{row.size}", row.precision, *cells)
+    console = Console(file=sys.stdout)
+    console.print(table)
+    table = Table(title="A Mamba-2 block of width 1024, float32")
+    for heading in ("tokens", "s", "MiB"):
+        table.add_column(heading, justify="right")
+    for row in lengths:
+        table.add_row(f"{row.tokens:,}", f"{row.seconds:.3f}", f"{row.mib:.0f}")
+    console.print(table)
+    powers = (bench_networks.exponent(lengths, figure) for figure in ("seconds", "mib"))
+    console.print("time grows with length to the power {:.2f}, memory to the power {:.2f}".format(*powers))
+
+
 def bench(json_path: Path | None) -> int:
     """Measure, print the table, and write it to `json_path` if given. Returns the exit status."""
     rows = run_bench()
     print_table(rows)
+    speeds = bench_networks.network_speeds("cuda" if torch.cuda.is_available() else "cpu")
+    lengths = bench_networks.scan_lengths()
+    print_networks(speeds, lengths)
     if json_path is not None:
-        text = json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=2)
+        tables = {"rows": rows, "networks": speeds, "scan": lengths}
+        text = json.dumps(
+            {"machine": machine()} | {name: [asdict(row) for row in table] for name, table in tables.items()}, indent=2
+        )
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(text + "\n", encoding="utf-8")
     return 0

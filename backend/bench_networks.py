@@ -10,10 +10,11 @@ import importlib
 import json
 import math
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from backend.cameras import Views, orbit
+from backend.mamba import Mamba2Config, MambaBlock
 from backend.network import KINDS
 
 MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}
@@ -59,6 +61,15 @@ class Speed:
         return self.tflop / self.seconds / self.matmul_tflops
 
 
+@dataclass(frozen=True)
+class Length:
+    """A sequence's length, and what one pass over it takes."""
+
+    tokens: int
+    seconds: float
+    mib: float
+
+
 CASES = (
     Case("LGM big", "lgm", "big", 4, 256),
     Case("GRM", "grm", "grm_u", 4, 256, (("input_res", 256),)),
@@ -72,20 +83,45 @@ CUDA_CASES = (
     Case("Long-LRM", "long_lrm", "dl3dv_i540_32input_8target", 32, 540),
     Case("TripoSR", "triposr", "triposr", 1, 512),
 )
+LENGTHS = (1024, 4096, 16_384, 65_536)
+SHORT = 256  # tokens of a first pass, which is not measured
+SCAN_WIDTH, SCAN_STATE = 1024, 256  # of Long-LRM's blocks after the merge
 PRECISIONS = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
 
 
 def network_speeds(device: str = "cpu", repeats: int = 3) -> list[Speed]:
     """A row for each case and precision; about five minutes on two cores."""
     cases = CUDA_CASES if device == "cuda" else CASES
-    return [_in_a_process(case, precision, device, repeats) for case in cases for precision in PRECISIONS[device]]
+    rows = ((case, precision) for case in cases for precision in PRECISIONS[device])
+    return [Speed(**_in_a_process("network", asdict(case), precision, device, repeats)) for case, precision in rows]
 
 
-def _in_a_process(case: Case, precision: str, device: str, repeats: int) -> Speed:
-    given = json.dumps([asdict(case), precision, device, repeats])
-    command = [sys.executable, "-m", "backend.bench_networks", given]
+def scan_lengths() -> list[Length]:
+    """One Mamba-2 block of Long-LRM's width on a CPU, against the length of its sequence; about half a minute."""
+    return [Length(**_in_a_process("scan", tokens)) for tokens in LENGTHS]
+
+
+def exponent(rows: Sequence[Length], figure: str) -> float:
+    """Of the power law through a figure against the length: 1 is linear."""
+    steps = [math.log(row.tokens) for row in rows]
+    values = [math.log(getattr(row, figure)) for row in rows]
+    return statistics.linear_regression(steps, values).slope
+
+
+def _in_a_process(what: str, *given: Any) -> dict[str, Any]:
+    command = [sys.executable, "-m", "backend.bench_networks", json.dumps([what, *given])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def length_of(tokens: int) -> Length:
+    """Measures one length in this process; the memory is what the pass adds to that of the input and the weights."""
+    block = MambaBlock(Mamba2Config(SCAN_WIDTH, SCAN_STATE)).eval().requires_grad_(False)
+    x = torch.randn(1, tokens, SCAN_WIDTH, generator=torch.Generator().manual_seed(0))
+    block(x[:, :SHORT])
+    before = _peak_bytes("cpu")
+    seconds = min(_seconds(lambda: block(x), "cpu") for _ in range(2))
+    return Length(tokens, round(seconds, 4), round((_peak_bytes("cpu") - before) / 2**20, 1))
 
 
 def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
@@ -104,7 +140,7 @@ def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
         *(case.name, case.views, case.size, precision, device),
         seconds=round(sorted(seconds)[len(seconds) // 2], 3),
         peak_gib=round(peak / 2**30, 2),
-        tflop=round(counter.get_total_flops() / 1e12, 3),
+        tflop=round(counter.get_total_flops() / 1e12, 6),
         matmul_tflops=round(matmul_rate(dtype, device), 3),
     )
 
@@ -146,11 +182,15 @@ def _peak_bytes(device: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="one row, for network_speeds")
+    parser = argparse.ArgumentParser(description="one row, as JSON; for network_speeds and scan_lengths")
     parser.add_argument("given")
-    case, precision, device, repeats = json.loads(parser.parse_args().given)
-    case["changes"] = tuple(tuple(change) for change in case["changes"])
-    sys.stdout.write(json.dumps(asdict(speed_of(Case(**case), precision, device, repeats))) + "\n")
+    what, first, *rest = json.loads(parser.parse_args().given)
+    if what == "scan":
+        row: Speed | Length = length_of(first)
+    else:
+        changes = tuple(tuple(change) for change in first.pop("changes"))
+        row = speed_of(Case(**first, changes=changes), *rest)
+    sys.stdout.write(json.dumps(asdict(row)) + "\n")
 
 
 if __name__ == "__main__":

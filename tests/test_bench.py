@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend import bench
+from backend import bench, bench_networks
 from backend.rasterise_cpu import rasterise
 
 
@@ -29,6 +29,12 @@ def test_the_table_holds_what_was_measured(
     for scenes in ("CPU_SCENES", "SLOW_SCENES", "SAME_SIZE_SCENES"):
         monkeypatch.setattr(bench, scenes, small)
     monkeypatch.setattr(bench, "gsplat_problem", lambda: "no such card")
+    tiny = bench_networks.Case("tiny", "grm", "own_small", 2, 32, (("input_res", 32), ("layers", 1), ("width", 128)))
+    monkeypatch.setattr(bench_networks, "CASES", (tiny,))
+    monkeypatch.setattr(bench_networks, "LENGTHS", (256, 512))
+    monkeypatch.setattr(bench_networks, "MATMUL_SIDE", {"cpu": 256})
+    monkeypatch.setattr(bench_networks, "PRECISIONS", {"cpu": ("float32",)})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.bench(tmp_path / "new" / "table.json") == 0
     written = json.loads((tmp_path / "new" / "table.json").read_text())
     assert [row["count"] for row in written["rows"]] == [200, 200, 200, 65536, 1048576]
@@ -36,3 +42,13 @@ def test_the_table_holds_what_was_measured(
     assert written["rows"][3]["forward_ms"] is None and "no such card" in written["rows"][3]["note"]
     printed = capsys.readouterr().out
     assert "small" in printed and "no such card" in printed
+    speed, lengths = written["networks"][0], written["scan"]
+    assert speed["name"] == "tiny" and speed["seconds"] > 0 and 0.1 < speed["peak_gib"] < 4 and speed["tflop"] > 0
+    assert [row["tokens"] for row in lengths] == [256, 512] and all(row["seconds"] > 0 for row in lengths)
+    assert "tiny" in printed and "to the power" in printed
+
+
+def test_the_exponent_of_a_power_law() -> None:
+    rows = [bench_networks.Length(n, 3e-6 * n**1.5, 0.5 * n) for n in (100, 1000, 5000)]
+    assert bench_networks.exponent(rows, "seconds") == pytest.approx(1.5)
+    assert bench_networks.exponent(rows, "mib") == pytest.approx(1.0)
