@@ -19,7 +19,7 @@ from backend.cameras import BadInput, Cameras, Views
 from backend.fit import FitConfig, fit, mean_psnr, reduce_views
 from backend.gaussians import Gaussians
 from backend.monitor import Monitor
-from backend.rendering import gsplat_problem
+from backend.rendering import cuda_problem, gsplat_problem
 from backend.texturing import TexturedMesh
 from blender_addon import protocol
 from blender_addon.families import FAMILIES
@@ -109,7 +109,7 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
     Raises BadInput for views that make no sense, NothingSeen when they show no common object, JobCancelled.
     """
     check_views(views)
-    device, clock, problems = choose_device(options.device), _Clock(), list[str]()
+    device, clock, problems = choose_device(options.device, options.model), _Clock(), list[str]()
     views = views.to(device)
     with clock.stage("splats"):
         made = _splats(views, options, device, monitor)
@@ -173,6 +173,7 @@ def _splats(views: Views, options: ReconstructOptions, device: torch.device, mon
         made,
         gaussians=refined.gaussians,
         psnr=refined.psnr,
+        start=refined.start,
         steps=refined.steps,
         stopped_early=refined.stopped_early,
         size=refined.size,
@@ -300,9 +301,9 @@ def _each(good: torch.Tensor, expectation: str) -> None:
         raise BadInput(f"{expectation}; view {bad[0]} ({len(bad)} of {len(good)} views) is not so")
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """`auto` is CUDA where both a device and its rasteriser, gsplat, are there."""
-    problem = "" if wanted == "cpu" else gsplat_problem()
+def choose_device(wanted: Literal["auto", "cpu", "cuda"], model: str) -> torch.device:
+    """`auto` is CUDA where it can be used. For the fit that takes its rasteriser, gsplat; the networks need none."""
+    problem = "" if wanted == "cpu" else gsplat_problem() if model == "fit" else cuda_problem()
     if wanted == "cuda" and problem:
         raise BadInput(f"device: 'cuda' cannot be used: {problem} Use 'auto' or 'cpu'")
     return torch.device("cpu" if wanted == "cpu" or problem else "cuda")

@@ -73,10 +73,15 @@ def median_depth(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     return rasterise_median_depth(gaussians.detach().to("cpu"), cameras.to("cpu")).to(device)
 
 
+def cuda_problem() -> str:
+    """Why torch has no CUDA here, as a sentence; empty where it has."""
+    return "" if torch.cuda.is_available() else "No NVIDIA GPU is available to torch."
+
+
 def gsplat_problem() -> str:
     """Why gsplat cannot rasterise here, as a sentence; empty when it can. Compiles nothing."""
-    if not torch.cuda.is_available():
-        return "No NVIDIA GPU is available to torch."
+    if problem := cuda_problem():
+        return problem
     folder = _gsplat_folder()
     if folder is None:
         return "The package gsplat is not installed."

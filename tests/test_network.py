@@ -81,7 +81,7 @@ def test_refining_goes_on_from_the_network(written, tmp_path: Path) -> None:
     alone = json.loads((out / "report.json").read_text())
     assert main([*words, "--refine", "40"]) == 0
     refined = json.loads((out / "report.json").read_text())
-    assert refined["steps"] == 40 and refined["start"] == "network" and refined["psnr"] > alone["psnr"] + 1
+    assert refined["steps"] == 40 and refined["start"] == "gaussians" and refined["psnr"] > alone["psnr"] + 1
 
 
 def test_a_field_has_a_surface_of_its_own(written) -> None:

@@ -118,7 +118,6 @@ def test_a_mesh_that_cannot_be_made_is_a_problem_not_a_failure(monkeypatch):
     ("fields", "words"),
     [
         ({"model": "no_such"}, "model: expected fit or grm or lgm or long_lrm or lrm, found 'no_such'"),
-        ({"model": "nerf"}, "model: expected fit, found 'nerf'"),
         ({"weights": "some"}, "weights: the model 'fit' has none, found 'some'"),
         ({"steps": -1}, "steps: expected a number from 0 to 1000000, found -1"),
         ({"faces": 3}, "faces: expected a number from 4"),
@@ -233,8 +232,19 @@ def test_cameras_that_do_not_see_the_object():
 
 
 def test_devices():
-    assert pipelines.choose_device("cpu") == torch.device("cpu")
+    assert pipelines.choose_device("cpu", "fit") == torch.device("cpu")
     if not torch.cuda.is_available():
-        assert pipelines.choose_device("auto") == torch.device("cpu")
+        assert pipelines.choose_device("auto", "fit") == torch.device("cpu")
         with pytest.raises(BadInput, match="device: 'cuda' cannot be used: No NVIDIA GPU"):
-            pipelines.choose_device("cuda")
+            pipelines.choose_device("cuda", "fit")
+
+
+def test_a_network_takes_the_card_without_the_rasteriser(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pipelines, "gsplat_problem", lambda: "The package gsplat is not installed.")
+    assert pipelines.choose_device("auto", "grm") == torch.device("cuda")
+    assert pipelines.choose_device("auto", "fit") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pipelines.choose_device("auto", "grm") == torch.device("cpu")
+    with pytest.raises(BadInput, match="No NVIDIA GPU"):
+        pipelines.choose_device("cuda", "grm")
