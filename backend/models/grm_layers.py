@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backend.attention import attend_heads
+
 HEAD_SIZE = 64  # numbers a head, everywhere
 SLOPE = 1.702  # of the sigmoid that stands for the Gaussian's integral in GELU
 CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}  # most numbers of a hidden layer at once: what caches and the heap like
@@ -40,7 +42,7 @@ class Attention(nn.Module):
         """x [S,T,C] -> [S,T,C]"""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, -1, HEAD_SIZE)).permute(2, 0, 3, 1, 4)  # each [S,heads,T,64], views of qkv
-        mixed = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        mixed = attend_heads(self.q_norm(q), self.k_norm(k), v)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from backend.attention import attend
 from backend.cameras import BadInput, Cameras, Views
 from backend.gaussians import Gaussians, rgb_to_sh, rotation_matrices, transform
 from backend.models.lgm_cameras import Lens, pluecker, set_up, standard_cameras
@@ -209,9 +210,7 @@ class CrossViewAttention(nn.Module):
     def forward(self, x: Tensor, views: int) -> Tensor:
         _, width, height, columns = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(-1, views * height * columns, width)  # [B, V H W, C]
-        joint = self.attn["qkv"](tokens).unflatten(-1, (3, self.heads, -1))
-        mixed = F.scaled_dot_product_attention(*joint.permute(2, 0, 3, 1, 4))  # [B, heads, V H W, C/heads]
-        mixed = self.attn["proj"](mixed.transpose(1, 2).flatten(2))
+        mixed = self.attn["proj"](attend(*self.attn["qkv"](tokens).chunk(3, dim=-1), heads=self.heads))
         y = mixed.reshape(-1, height, columns, width).permute(0, 3, 1, 2) + x
         y *= self.skip_scale
         return y

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backend.attention import attend
 from backend.cameras import BadInput, Cameras, Views, rays
 from backend.gaussians import Gaussians, transform
 from backend.mamba import CHUNK, EPSILON, SEGMENT, Mamba2Config, MambaBlock, widened
@@ -72,10 +73,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # [B,L,3,h,head_dim]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B,h,L,head_dim]
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, heads=q.shape[-1] // self.head_dim))
 
 
 class Mlp(nn.Module):
