@@ -199,6 +199,7 @@ def _median_depth(depth: Tensor, alpha: Tensor) -> float | None:
 # ---- and back into the world
 
 
+@torch.no_grad()
 def drawn(field: Triplane, canonical: Canonical, march: Callable[[Triplane, Tensor, Tensor], Marched]) -> Drawn:
     """What the canonical camera sees of a field, by a family's quadrature along rays."""
     rays_o, rays_d = (part.to(field.planes) for part in canonical.rays(PIXELS))

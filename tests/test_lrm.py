@@ -458,9 +458,10 @@ def test_the_object_stands_where_the_camera_sees_it(name: str, corner: tuple[int
     splats = FAMILIES[name].reconstruct(model, views, target=middle)
     seen = render(splats, views.cameras)
     expected, found = image[..., 3] > 0.5, seen.alpha[0] > 0.5
-    overlap = float((expected & found).sum() / (expected | found).sum())
-    assert overlap > 0.85, overlap
-    both = expected & found
+    assert (expected & found).sum() / (expected | found).sum() > 0.77
+    for axis in (0, 1):  # splats are soft: a pixel or two more on each side
+        ends, seen_ends = (mask.any(axis).nonzero()[[0, -1], 0] for mask in (expected, found))
+        assert (ends - seen_ends).abs().max() <= 4, (ends, seen_ends)
     both, rgb = expected & found, seen.rgb[0] / seen.alpha[0].clamp_min(1e-3)[..., None]
     assert (rgb - image[..., :3])[both].abs().mean() < 0.03, "the same colours at the same places"
     for axis in (0, 1):
@@ -500,26 +501,28 @@ def test_views_that_show_nothing_are_refused(name: str) -> None:
 
 
 MEASURED = """
-import resource, sys, torch
+import sys, torch
+from pathlib import Path
 from backend.cameras import Cameras, Views
 from backend.models import lrm
 from tests.test_lrm import MEDIUM
-def used():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def kilobytes(name):
+    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
 torch.set_num_threads(1)
-before = used()
-image = torch.rand(1, 64, 64, 4)
 K = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]])
-views = Views(image, Cameras(torch.eye(4)[None], K[None], torch.tensor([False]), 64, 64))
+views = Views(torch.rand(1, 64, 64, 4), Cameras(torch.eye(4)[None], K[None], torch.tensor([False]), 64, 64))
+before = kilobytes("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
 lrm.reconstruct(lrm.Lrm(MEDIUM), views)
-sys.stdout.write(str(used() - before))
+sys.stdout.write(str(kilobytes("VmHWM:") - before))
 """
-MEDIUM = lrm.LrmConfig("1.1", 112, DinoConfig(width=128, layers=2, heads=2, hidden=512), 640, 4, 8, 16, plane_side=24)
+MEDIUM = lrm.LrmConfig("1.1", 64, DinoConfig(width=128, layers=1, heads=2, hidden=512), 768, 2, 8, 16, plane_side=12)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux' /proc")
 def test_memory_is_foreseen() -> None:
     run = [sys.executable, "-c", MEASURED]
-    measured = int(subprocess.run(run, cwd=Path(__file__).parents[1], check=True, capture_output=True).stdout)
+    measured = 1024 * int(subprocess.run(run, cwd=Path(__file__).parents[1], check=True, capture_output=True).stdout)
     expected = lrm.memory_needed(MEDIUM, 1, 64, 64, 4)
     assert 0.6 * measured < expected < 1.7 * measured, f"{expected / 1e6:.0f} MB foreseen, {measured / 1e6:.0f} used"
 
