@@ -366,8 +366,9 @@ def test_all_precisions(shared_folder: Path, name: str, dtype: torch.dtype, tole
 def asymmetric_views(count: int = 1, *, size: int = 40) -> Views:
     """A letter L, red at its foot, from cameras that look at (0.3, 0.2, 0)."""
     image = torch.zeros(size, size, 4)
-    image[8:32, 10:16] = torch.tensor([0.2, 0.4, 0.9, 1.0])
-    image[26:32, 10:28] = torch.tensor([0.9, 0.2, 0.1, 1.0])
+    part = size // 20
+    image[4 * part : 16 * part, 5 * part : 8 * part] = torch.tensor([0.2, 0.4, 0.9, 1.0])
+    image[13 * part : 16 * part, 5 * part : 14 * part] = torch.tensor([0.9, 0.2, 0.1, 1.0])
     angles = torch.arange(count) * 1.3
     centres = torch.stack([3 * angles.sin(), -3 * angles.cos(), 0.5 + 0.3 * angles], dim=-1)
     K = torch.tensor([[1.2 * size, 0, size / 2], [0, 1.2 * size, size / 2], [0, 0, 1]]).expand(count, 3, 3)
@@ -469,6 +470,25 @@ def test_the_object_stands_where_the_camera_sees_it(name: str, corner: tuple[int
         assert (rgb - image[..., :3])[both].abs().mean() > 0.06, "and not at mirrored ones"
     away = (splats.means.mean(0) - middle).norm()
     assert float(away) < 0.3 * float((c2w[0, :3, 3] - middle).norm()), "about where the target is"
+
+
+@pytest.mark.parametrize(("name", "grey", "share"), [("openlrm", 1.0, 0.8), ("triposr", 0.5, 0.85)])
+def test_the_network_sees_the_object_as_published(name: str, grey: float, share: float) -> None:
+    """On its background, in the middle, with its margin."""
+    model, seen = KNOWN[name](), list[Tensor]()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    model.config = replace(model.config, image_size=100)
+    FAMILIES[name].triplane(model, asymmetric_views(size=80))
+    image = seen[0]
+    assert image.shape == (3, 100, 100)
+    torch.testing.assert_close(image[:, 0], torch.full((3, 100), grey))
+    rows, columns = ((image - grey).abs().amax(0) > 0.1).nonzero(as_tuple=True)
+    height, width = (int(part.max() - part.min()) + 1 for part in (rows, columns))
+    assert height / 100 == pytest.approx(share, abs=0.05), "the letter is taller than wide"
+    assert width / 100 == pytest.approx(0.75 * share, abs=0.05)
+    assert int(rows.max() + rows.min()) / 2 == pytest.approx(49.5, abs=2)
+    foot = image[:, int(rows.max()) - 4, int(columns.max()) - 4]
+    assert foot[0] > 0.8 and foot[2] < 0.2, "its foot is red and to the right"
 
 
 @pytest.mark.parametrize("name", KNOWN)
