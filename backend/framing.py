@@ -4,24 +4,29 @@
                                                           |
     world  <-  similarity from the network's own space  <-+-  the camera the network believes to look through
 
-Focal lengths differ: a network has one in mind, a view has its own. Nothing can be known about the true shape then, so
-the object keeps the network's shape, and its scale is such that it looks as large in the view as it did to the network.
+Focal lengths differ: a network has one in mind, a view has its own. The object keeps the network's shape all the same,
+and gets the size at which it looks as large in the view as its mask.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.cameras import BadInput, Cameras, Views, look_at
+from backend.cameras import BadInput, Cameras, Views, look_at, rays
 from backend.hull import meeting_point
+from backend.ray_marching import Marched
+from backend.triplane import Triplane
 
-FRONT_PIXELS = 24  # of a side of the small picture in which the front of an object is looked up
+GRID = 32  # points a side of the density grid that tells how far an object reaches
+PIXELS = 32  # of a side of the small picture that tells how large it looks and where its front is
 NEAREST = 0.1  # share of the canonical camera's distance; what is nearer to it has no size in its picture
+LEAST_AREA = 1e-3  # share of the picture; what draws less has drawn nothing
 ORIGIN_IN_VIEW = (
     0.5  # cosine of the widest angle to a camera's axis at which the world's origin is a hint of its object
 )
@@ -47,6 +52,14 @@ class Canonical:
         """[4,4] float64, OpenCV axes."""
         return look_at(torch.tensor([self.position], dtype=torch.float64), torch.zeros(3, dtype=torch.float64))[0]
 
+    def rays(self, pixels: int) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions [pixels*pixels,3] float32 of a square picture, row by row."""
+        focal = self.focal * pixels
+        K = torch.tensor([[focal, 0, pixels / 2], [0, focal, pixels / 2], [0, 0, 1]])
+        camera = Cameras(self.c2w[None].float(), K[None], torch.tensor([False]), pixels, pixels)
+        rays_o, rays_d = rays(camera)
+        return rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
+
 
 @dataclass(frozen=True)
 class Framed:
@@ -56,6 +69,7 @@ class Framed:
     c2w         [4,4] float64 on the CPU, of that camera, in the world, OpenCV axes
     focal       focal length in picture widths; of an orthographic camera in picture widths per scene unit
     flat        whether it is orthographic
+    area        share of the picture that the mask covers; None without a mask
     depth       median distance of what is seen, along the camera's axis, in scene units; None where the view has none
     """
 
@@ -63,7 +77,22 @@ class Framed:
     c2w: Tensor
     focal: float
     flat: bool
-    depth: float | None = None
+    area: float | None
+    depth: float | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An object as the network made it.
+
+    points  [P,3] places within it, in the network's space
+    area    share of the canonical camera's picture that it covers
+    front   median distance of its front from the plane through the origin that faces the camera, below 0 if before it
+    """
+
+    points: Tensor
+    area: float
+    front: float
 
 
 # ---- into the network's picture
@@ -86,6 +115,7 @@ def frame_object(views: Views, *, share: float) -> Framed:
         c2w=c2w,
         focal=focal / side,
         flat=bool(camera.orthographic[0]),
+        area=float(picture[..., 3].mean()) if bool((image[..., 3] < 0.5).any()) else None,
         depth=None if median is None else median * reach,
     )
 
@@ -169,22 +199,29 @@ def _median_depth(depth: Tensor, alpha: Tensor) -> float | None:
 # ---- and back into the world
 
 
-def placement(views: Views, framed: Framed, canonical: Canonical, points: Tensor, *, target: Tensor | None) -> Tensor:
+@torch.no_grad()
+def drawn(field: Triplane, canonical: Canonical, march: Callable[[Triplane, Tensor, Tensor], Marched]) -> Drawn:
+    """What the canonical camera sees of a field, by a family's quadrature along rays."""
+    rays_o, rays_d = (part.to(field.planes) for part in canonical.rays(PIXELS))
+    seen = march(field, rays_o, rays_d)
+    ahead = (seen.depth * (rays_d @ canonical.c2w[:3, 2].to(rays_d)))[seen.alpha > 0.5]
+    front = float(ahead.median()) - canonical.distance if len(ahead) else 0.0
+    return Drawn(field.solid_points(GRID), float(seen.alpha.mean()), front)
+
+
+def placement(views: Views, framed: Framed, canonical: Canonical, drawn: Drawn, *, target: Tensor | None) -> Tensor:
     """[4,4] float64, the similarity from the network's space to the world: the object stands in the middle of the
-    framed picture, turned as seen, and looks as large there as it did to the network.
+    framed picture, turned as seen, and looks as large there as the mask; without a mask, as large as to the network.
 
     How far away it stands one view does not tell. It is taken to be, along the framing camera's axis, nearest to
     `target` [3] in the world if that is given; else nearest to where the axes of all views' objects meet; with a single
     view where its depth map shows the surface; without one nearest to the world's origin; and where that is not in
     front of the camera, as far away as the origin is. A camera in the origin gives the object the network's own size.
 
-    points  [P,3] places within the object, in the network's space
-
     Raises BadInput for a target that is no point in front of the camera.
     """
-    local = points.detach().cpu().double() @ canonical.c2w[:3, :3]  # right, down and away from the object's middle
-    scale = _scale(framed, canonical, local)
-    distance = _distance(views, framed, canonical, local, scale, target=target)
+    scale = _scale(framed, canonical, drawn)
+    distance = _distance(views, framed, scale, scale * drawn.front, target=target)
     if not framed.flat:
         scale = scale * distance
     inward, outward = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
@@ -194,31 +231,33 @@ def placement(views: Views, framed: Framed, canonical: Canonical, points: Tensor
     return framed.c2w @ outward @ inward @ torch.linalg.inv(canonical.c2w)
 
 
-def _scale(framed: Framed, canonical: Canonical, local: Tensor) -> float:
+def _scale(framed: Framed, canonical: Canonical, drawn: Drawn) -> float:
     """Scene units per unit of the network's space, for a distance of 1 if the view is in perspective.
 
-    The object reaches as far from the middle of the picture as in the network's. Where both have the same opening
-    angle that is distance / canonical distance, and every ray is the same in both.
+    The object reaches as far from the middle of the picture as in the network's, times what the mask is larger. Where
+    both cameras have the same opening angle and the mask is as drawn, that is distance / canonical distance, and every
+    ray is the same in both.
     """
-    reach = local[:, :2].abs().amax(1)
-    ahead = local[:, 2] + canonical.distance
+    larger = 1.0 if framed.area is None or drawn.area < LEAST_AREA else math.sqrt(framed.area / drawn.area)
+    local = drawn.points.detach().cpu().double() @ canonical.c2w[:3, :3]  # right, down and away from the middle
+    reach, ahead = local[:, :2].abs().amax(1), local[:, 2] + canonical.distance
     seen = (ahead > NEAREST * canonical.distance) & (reach > 0)
     if not bool(seen.any()):
-        return canonical.focal / (canonical.distance * framed.focal)
+        return larger * canonical.focal / (canonical.distance * framed.focal)
     reach, ahead, away = reach[seen], ahead[seen], local[seen, 2]
-    extent = float((reach / ahead).max()) * canonical.focal  # picture widths from the middle
-    tangent = extent / framed.focal
+    tangent = larger * canonical.focal * float((reach / ahead).max()) / framed.focal
     if framed.flat:
         return tangent / float(reach.max())
-    # s reach / (1 + s away) <= tangent for all points, and = for one
+    # scale * reach / (1 + scale * away) is at most the tangent for all points, and reaches it for one
     slack = reach - tangent * away
     return float((tangent / slack[slack > 0]).min())
 
 
-def _distance(
-    views: Views, framed: Framed, canonical: Canonical, local: Tensor, scale: float, *, target: Tensor | None
-) -> float:
-    """From the framing camera to the object's middle along its axis, by the rules of `placement`."""
+def _distance(views: Views, framed: Framed, scale: float, front: float, *, target: Tensor | None) -> float:
+    """From the framing camera to the object's middle along its axis, by the rules of `placement`.
+
+    front  of the object from its middle, in scene units if the view is orthographic, else for a distance of 1
+    """
     centre, axis = framed.c2w[:3, 3], framed.c2w[:3, 2]
     if target is not None:
         return _distance_of_target(framed, target)
@@ -227,7 +266,6 @@ def _distance(
         if framed.flat or along > 0:
             return along
     if framed.depth is not None:
-        front = _front(canonical, local) * scale
         return framed.depth - front if framed.flat else framed.depth / (1 + front)
     along, away = -float(centre @ axis), float(centre.norm())
     if framed.flat or along > ORIGIN_IN_VIEW * away:
@@ -254,15 +292,3 @@ def _meeting_point(views: Views, framed: Framed) -> Tensor:
     c2w = torch.stack(lines)
     anything = torch.eye(3).expand(len(lines), 3, 3)
     return meeting_point(Cameras(c2w, anything, torch.zeros(len(lines), dtype=torch.bool), 1, 1)).double()
-
-
-def _front(canonical: Canonical, local: Tensor) -> float:
-    """Median, over the canonical picture, of how far behind (or, below 0, before) the object's middle it begins."""
-    ahead = local[:, 2] + canonical.distance
-    columns, rows = ((local[:, :2] / ahead[:, None] * canonical.focal + 0.5) * FRONT_PIXELS).long().unbind(1)
-    inside = (ahead > 0) & (columns >= 0) & (columns < FRONT_PIXELS) & (rows >= 0) & (rows < FRONT_PIXELS)
-    if not bool(inside.any()):
-        return 0.0
-    nearest = torch.full((FRONT_PIXELS * FRONT_PIXELS,), torch.inf, dtype=local.dtype)
-    nearest.scatter_reduce_(0, (rows * FRONT_PIXELS + columns)[inside], local[inside, 2], "amin")
-    return float(nearest[nearest.isfinite()].median())

@@ -12,6 +12,7 @@ from backend.triplane import Reading, Triplane
 SEMI_AXES = (0.45, 0.35, 0.25)  # small enough for the features that fade towards the cube's sides
 MIDDLE = (0.1, -0.05, 0.08)
 STEEPNESS = {"softplus": 800.0, "exp": 8.0}  # raw density in the middle less that at the surface
+CONTRAST = 5.0  # raw colour per unit of a coordinate
 TINY = DinoConfig(width=8, layers=1, heads=2, hidden=16, patch=8, native_side=16)
 
 
@@ -40,7 +41,7 @@ def field_decoder(surface: float, steepness: float) -> nn.Sequential:
         for plane in range(3):
             linear.weight[0, 4 * plane] = -steepness
             for channel in (1, 2, 3):
-                linear.weight[channel, 4 * plane + channel] = 3.0
+                linear.weight[channel, 4 * plane + channel] = CONTRAST
     return nn.Sequential(linear)
 
 

@@ -20,7 +20,7 @@ from backend.models import lrm, triposr
 from backend.ray_marching import march_importance, march_uniform
 from backend.rendering import render
 from backend.triplane import Reading, Triplane, build_decoder
-from tests.ellipsoids import MIDDLE, SEMI_AXES, ellipsoid
+from tests.ellipsoids import CONTRAST, MIDDLE, SEMI_AXES, ellipsoid
 
 TRIPOSR = triposr.TripoSr(
     triposr.TripoSrConfig(channels=4, heads=1, head_width=4, layers=0, norm_groups=1, plane_side=1)
@@ -149,8 +149,8 @@ def test_the_mesh_is_the_ellipsoid(family: str) -> None:
     exact = 4 / 3 * math.pi * math.prod(SEMI_AXES)
     assert volume_of(mesh.vertices.astype(np.float64), mesh.faces) == pytest.approx(exact, rel=0.25)
     assert len(boundary_loops(mesh.faces)) == 0
-    expected = 1 / (1 + np.exp(-3 * mesh.vertices))
-    assert np.abs(colours - expected).max() < 0.02, "red grows with x, green with y, blue with z"
+    expected = 1 / (1 + np.exp(-CONTRAST * mesh.vertices))
+    assert np.abs(colours - expected).max() < 0.03, "red grows with x, green with y, blue with z"
 
 
 def test_the_mesh_stands_in_the_world() -> None:
@@ -199,7 +199,7 @@ def test_splats_lie_flat_on_the_surface() -> None:
     assert (across * normals).sum(1).min() > 0.8, "local z looks outwards"
     torch.testing.assert_close(splats.quats.norm(dim=1), torch.ones(len(splats)))
     assert (splats.scales[:, 2] < splats.scales[:, 0]).all() and (splats.scales > 0).all()
-    torch.testing.assert_close(splats.colours, torch.sigmoid(3 * splats.means), atol=0.02, rtol=0)
+    torch.testing.assert_close(splats.colours, torch.sigmoid(CONTRAST * splats.means), atol=0.03, rtol=0)
 
 
 def test_splats_cover_the_surface_once() -> None:

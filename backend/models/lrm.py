@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,10 @@ from backend import image_encoder
 from backend.attention import attend
 from backend.cameras import BadInput, Views
 from backend.config_sections import Section
-from backend.framing import Canonical, frame_object, placement
+from backend.framing import Canonical, drawn, frame_object, placement
 from backend.gaussians import Gaussians
 from backend.image_encoder import EncoderConfig, ImageEncoder
+from backend.ray_marching import march_importance
 from backend.triplane import Reading, Triplane, build_decoder, surface_memory
 
 MIN_VIEWS, MAX_VIEWS = 1, 1024  # the first is the picture; others only help to find out where the object stands
@@ -35,7 +37,7 @@ OBJECT_SHARE = 0.8  # of the picture's side that the object's longer side takes
 WORKING_SIDE = 512  # pixels; the published demo reduces pictures to it before it brings them to the network's size
 DISTANCE = 2.0  # of the camera from the object's middle
 FOCAL = 0.75  # in picture widths
-PLACEMENT_GRID = 48  # points a side of the density grid that tells how large the object looks
+PLACEMENT_SAMPLES = 48  # of a ray when the object is looked at to find its place
 READING = Reading(
     radius=1.0,
     axes=((0, 1), (0, 2), (2, 1)),
@@ -369,8 +371,8 @@ def triplane(model: Lrm, views: Views, *, target: Tensor | None = None, distance
     image = prepared(framed.image.to(device), model.config.image_size)
     field = model.field(model(image, source_camera(distance)[None].to(device))[0])
     canonical = Canonical((0.0, -distance, 0.0), FOCAL)
-    solid = field.solid_points(PLACEMENT_GRID)
-    return replace(field, world=placement(views, framed, canonical, solid, target=target))
+    object_drawn = drawn(field, canonical, partial(march_importance, samples=PLACEMENT_SAMPLES))
+    return replace(field, world=placement(views, framed, canonical, object_drawn, target=target))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from backend import image_encoder
 from backend.attention import attend
 from backend.cameras import BadInput, Views
 from backend.config_sections import Section
-from backend.framing import Canonical, frame_object, placement
+from backend.framing import Canonical, drawn, frame_object, placement
 from backend.gaussians import Gaussians
 from backend.image_encoder import DinoConfig, ImageEncoder
+from backend.ray_marching import march_uniform
 from backend.triplane import Reading, Triplane, build_decoder, surface_memory
 
 MIN_VIEWS, MAX_VIEWS = 1, 1024  # the first is the picture; others only help to find out where the object stands
@@ -34,7 +36,7 @@ IGNORED: tuple[str, ...] = ()  # published keys that are dropped on loading
 OBJECT_SHARE = 0.85  # of the picture's side that the object's longer side takes
 GREY = 0.5  # behind the object
 LEVEL = 25.0  # density at which the surface lies
-PLACEMENT_GRID = 48  # points a side of the density grid that tells how large the object looks
+PLACEMENT_SAMPLES = 48  # of a ray when the object is looked at to find its place
 # The network is told no camera. Its pictures were rendered like this, with the object's front towards +X.
 CANONICAL = Canonical(position=(1.9, 0.0, 0.0), focal=0.5 / math.tan(math.radians(40) / 2))
 
@@ -352,7 +354,8 @@ def triplane(model: TripoSr, views: Views, *, target: Tensor | None = None) -> T
     framed = frame_object(views, share=OBJECT_SHARE)
     image = prepared(on_grey(framed.image).to(model.tokenizer.embeddings.device), model.config.image_size)
     field = model.field(model(image)[0])
-    return replace(field, world=placement(views, framed, CANONICAL, field.solid_points(PLACEMENT_GRID), target=target))
+    object_drawn = drawn(field, CANONICAL, partial(march_uniform, samples=PLACEMENT_SAMPLES))
+    return replace(field, world=placement(views, framed, CANONICAL, object_drawn, target=target))
 
 
 @torch.no_grad()
