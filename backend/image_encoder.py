@@ -76,12 +76,6 @@ class Dinov2Config:
 
 EncoderConfig = DinoConfig | Dinov2Config
 
-PRESETS: dict[str, EncoderConfig] = {
-    "facebook/dino-vitb16": DinoConfig(),
-    "dinov2_vits14_reg": Dinov2Config(width=384, heads=6, hidden=1536),
-    "dinov2_vitb14_reg": Dinov2Config(),
-}
-
 
 def dino_config_from(section: Section) -> DinoConfig:
     """From the names of the `transformers` library. Raises BadInput for what this network does not have."""

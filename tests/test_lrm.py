@@ -286,55 +286,6 @@ def test_other_configurations_work(shared_folder: Path, name: str, changes: dict
     assert density.shape == (5,) and colour.shape == (5, 3) and bool(density.isfinite().all())
 
 
-def test_published_files_say_the_presets() -> None:
-    base = {
-        "camera_embed_dim": 1024,
-        "rendering_samples_per_ray": 96,
-        "transformer_dim": 768,
-        "transformer_layers": 12,
-        "transformer_heads": 12,
-        "triplane_low_res": 32,
-        "triplane_high_res": 64,
-        "triplane_dim": 48,
-        "encoder_type": "dinov2",
-        "encoder_model_name": "dinov2_vitb14_reg",
-        "encoder_feat_dim": 768,
-        "encoder_freeze": False,
-    }
-    assert lrm.config_from(base) == lrm.PRESETS["openlrm-base-1.1"]
-    with pytest.raises(BadInput, match="image_size"):
-        lrm.config_from(base | {"transformer_layers": 11})
-    old = base | {"transformer_dim": 1024, "transformer_heads": 16, "triplane_dim": 40}
-    del old["encoder_type"], old["encoder_model_name"]
-    found = lrm.published_config(old, layout="1.0", image_size=512)
-    assert found == lrm.PRESETS["openlrm-base-1.0"]
-
-    yaml = {key: value for key, value in triposr._CLASSES.items()} | {
-        "cond_image_size": 512,
-        "image_tokenizer": {"pretrained_model_name_or_path": "facebook/dino-vitb16"},
-        "tokenizer": {"plane_size": 32, "num_channels": 1024},
-        "backbone": {
-            "in_channels": "${tokenizer.num_channels}",
-            "num_attention_heads": 16,
-            "attention_head_dim": 64,
-            "num_layers": 16,
-            "cross_attention_dim": 768,
-        },
-        "post_processor": {"in_channels": 1024, "out_channels": 40},
-        "decoder": {"in_channels": 120, "n_neurons": 64, "n_hidden_layers": 9, "activation": "silu"},
-        "renderer": {
-            "radius": 0.87,
-            "feature_reduction": "concat",
-            "density_activation": "exp",
-            "density_bias": -1.0,
-            "num_samples_per_ray": 128,
-        },
-    }
-    assert triposr.config_from(yaml) == triposr.PRESETS["triposr"]
-    with pytest.raises(BadInput, match="decoder_cls"):
-        triposr.config_from(yaml | {"decoder_cls": "tsr.models.other.Decoder"})
-
-
 # ---- precision
 
 

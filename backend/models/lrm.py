@@ -21,13 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend import image_encoder
 from backend.attention import attend
 from backend.cameras import BadInput, Views
 from backend.config_sections import Section
 from backend.framing import Canonical, drawn, frame_object, placement
 from backend.gaussians import Gaussians
-from backend.image_encoder import EncoderConfig, ImageEncoder
+from backend.image_encoder import (
+    DinoConfig,
+    Dinov2Config,
+    EncoderConfig,
+    ImageEncoder,
+    dino_config_from,
+    dinov2_config_from,
+)
 from backend.ray_marching import march_importance
 from backend.triplane import Reading, Triplane, build_decoder, surface_memory
 
@@ -83,8 +89,7 @@ class LrmConfig:
     decoder_width: int = 64
 
 
-_SMALL, _BASE = image_encoder.PRESETS["dinov2_vits14_reg"], image_encoder.PRESETS["dinov2_vitb14_reg"]
-_DINO = image_encoder.PRESETS["facebook/dino-vitb16"]
+_DINO, _SMALL, _BASE = DinoConfig(), Dinov2Config(width=384, heads=6, hidden=1536), Dinov2Config()
 PRESETS: dict[str, LrmConfig] = {
     "openlrm-small-1.1": LrmConfig("1.1", 224, _SMALL, width=512, layers=12, heads=8, plane_channels=32),
     "openlrm-base-1.1": LrmConfig("1.1", 336, _BASE, width=768, layers=12, heads=12, plane_channels=48),
@@ -97,12 +102,9 @@ PRESETS: dict[str, LrmConfig] = {
 
 
 def config_from(data: Mapping[str, Any]) -> LrmConfig:
-    """The configuration a config.json describes: in sections, or flat as the 1.1 checkpoints have it.
-
-    Raises BadInput naming what is missing, wrong or not known to this network.
+    """The configuration a config.json describes. Raises BadInput naming what is missing, wrong or not known to this
+    network.
     """
-    if "transformer_dim" in data:
-        return published_config(data, layout="1.1")
     file = Section(data)
     file.expect("family", "openlrm")
     file.ignore("seed", "mesh", "tolerance_abs", "tolerance_rel")
@@ -115,32 +117,9 @@ def config_from(data: Mapping[str, Any]) -> LrmConfig:
     return config
 
 
-def published_config(arguments: Mapping[str, Any], *, layout: Literal["1.0", "1.1"], image_size: int = 0) -> LrmConfig:
-    """From the constructor arguments that come with a checkpoint: 1.1's config.json or `kwargs.model` in 1.0's file.
-
-    image_size  pixels, `kwargs.infer.source_size` in 1.0's file; 0: that of the preset with the same sizes
-    """
-    section = Section(arguments)
-    kind = section.choice("encoder_type", ("dino", "dinov2"), default="dino" if layout == "1.0" else "dinov2")
-    name = section.choice(
-        "encoder_model_name",
-        tuple(image_encoder.PRESETS),
-        default="facebook/dino-vitb16" if kind == "dino" else "dinov2_vitb14_reg",
-    )
-    section.ignore("encoder_freeze")  # says how it was trained
-    config = _sizes_from(section, layout, 1, image_encoder.PRESETS[name])
-    sizes = {replace(preset, image_size=1): preset.image_size for preset in PRESETS.values()}
-    image_size = image_size or sizes.get(config, 0)
-    if not image_size:
-        raise BadInput(
-            "config: image_size: expected the size of the network's pictures, found no preset of these sizes"
-        )
-    return replace(config, image_size=image_size)
-
-
 def _encoder_from(section: Section) -> EncoderConfig:
     kind = section.choice("type", ("dino", "dinov2"))
-    config = (image_encoder.dino_config_from if kind == "dino" else image_encoder.dinov2_config_from)(section)
+    config = (dino_config_from if kind == "dino" else dinov2_config_from)(section)
     section.close()
     return config
 

@@ -21,13 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend import image_encoder
 from backend.attention import attend
 from backend.cameras import BadInput, Views
 from backend.config_sections import Section
 from backend.framing import Canonical, drawn, frame_object, placement
 from backend.gaussians import Gaussians
-from backend.image_encoder import DinoConfig, ImageEncoder
+from backend.image_encoder import DinoConfig, ImageEncoder, dino_config_from
 from backend.ray_marching import march_uniform
 from backend.triplane import Reading, Triplane, build_decoder, surface_memory
 
@@ -87,34 +86,22 @@ class TripoSrConfig:
 
 PRESETS: dict[str, TripoSrConfig] = {"triposr": TripoSrConfig()}
 
-_CLASSES = {  # the published config.yaml names its parts by dotted paths
-    "image_tokenizer_cls": "tsr.models.tokenizers.image.DINOSingleImageTokenizer",
-    "tokenizer_cls": "tsr.models.tokenizers.triplane.Triplane1DTokenizer",
-    "backbone_cls": "tsr.models.transformer.transformer_1d.Transformer1D",
-    "post_processor_cls": "tsr.models.network_utils.TriplaneUpsampleNetwork",
-    "decoder_cls": "tsr.models.network_utils.NeRFMLP",
-    "renderer_cls": "tsr.models.nerf_renderer.TriplaneNeRFRenderer",
-}
-
 
 def config_from(data: Mapping[str, Any]) -> TripoSrConfig:
-    """The configuration a config.json, or the published config.yaml, describes.
-
-    Raises BadInput naming what is missing, wrong or not known to this network.
+    """The configuration a config.json describes. Raises BadInput naming what is missing, wrong or not known to this
+    network.
     """
     file = Section(data)
     file.expect("family", "triposr")
     file.ignore("seed", "render_call", "mesh", "tolerance_abs", "tolerance_rel")
-    for key, name in _CLASSES.items():
-        file.expect(key, name)
-    encoder = _encoder_from(file.section("image_tokenizer"))
-    tokenizer = file.section("tokenizer")
+    image_tokenizer, tokenizer = file.section("image_tokenizer"), file.section("tokenizer")
     config = TripoSrConfig(
         image_size=file.whole("cond_image_size"),
-        encoder=encoder,
+        encoder=dino_config_from(image_tokenizer),
         plane_side=tokenizer.whole("plane_size"),
         channels=tokenizer.whole("num_channels"),
     )
+    image_tokenizer.close()
     tokenizer.close()
     config = _with_backbone(config, file.section("backbone"))
     config = _with_decoder(config, file.section("post_processor"), file.section("decoder"))
@@ -123,18 +110,8 @@ def config_from(data: Mapping[str, Any]) -> TripoSrConfig:
     return config
 
 
-def _encoder_from(section: Section) -> DinoConfig:
-    if "pretrained_model_name_or_path" not in section:
-        encoder = image_encoder.dino_config_from(section)
-        section.close()
-        return encoder
-    section.expect("pretrained_model_name_or_path", "facebook/dino-vitb16")
-    section.close()
-    return DinoConfig(pooler=True)
-
-
 def _with_backbone(config: TripoSrConfig, section: Section) -> TripoSrConfig:
-    section.expect("in_channels", config.channels, "${tokenizer.num_channels}")
+    section.expect("in_channels", config.channels)
     section.expect("cross_attention_dim", config.encoder.width)
     section.expect("activation_fn", "geglu")
     section.expect("attention_bias", False)
@@ -143,9 +120,9 @@ def _with_backbone(config: TripoSrConfig, section: Section) -> TripoSrConfig:
         heads=section.whole("num_attention_heads"),
         head_width=section.whole("attention_head_dim"),
         layers=section.whole("num_layers"),
-        norm_groups=section.whole("norm_num_groups", default=config.norm_groups),
-        group_eps=section.number("group_norm_eps", default=config.group_eps),
-        eps=section.number("layer_norm_eps", default=config.eps),
+        norm_groups=section.whole("norm_num_groups"),
+        group_eps=section.number("group_norm_eps"),
+        eps=section.number("layer_norm_eps"),
     )
     section.close()
     if config.channels % config.norm_groups:
