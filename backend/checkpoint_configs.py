@@ -71,7 +71,7 @@ def grm_config(state: State, given: Mapping[str, Any]) -> Config:
         known, dropped = known_part(given)
         if dropped:
             log.warning("the checkpoint's configuration says more than the network needs: %s", ", ".join(dropped))
-        return known
+        return {name: known.get(name, value) for name, value in given.items() if name not in dropped}
     log.warning("the checkpoint has no configuration: windows of 4096 tokens and scales from 0.005 to 0.02 are assumed")
     encoder = "visual_encoder.transformer_encoder"
     patch, tokens = _size(state, f"{encoder}.conv.weight", 2), _size(state, f"{encoder}.positional_embedding", 1)
