@@ -51,8 +51,6 @@ class FitConfig:
     coverage       weight of the alpha loss
     oversize       weight of splats above `largest_splat` scene radii
     needles        weight of splats more than `needle_ratio` times as long as wide
-    haze           weight of half-transparent splats
-    drift          weight of splats that leave their start by more than the spacing, where masks alone gave the start
     dreamed        weight of the pictures that the radiance grid shows from between and behind the inputs
     dreamed_every  one step in so many looks at one of those instead of an input
     prune_opacity  splats below this are removed
@@ -74,8 +72,6 @@ class FitConfig:
     largest_splat: float = 0.1
     needles: float = 0.02
     needle_ratio: float = 4.0
-    haze: float = 0.0
-    drift: float = 0.0
     dreamed: float = 1.0
     dreamed_every: int = 2
     prune_opacity: float = 0.01
@@ -319,8 +315,7 @@ class _Run:
     def _regularisers(self) -> Tensor:
         config, splats = self.config, self.adam.gaussians()
         total = config.oversize * losses.oversize(splats.scales, config.largest_splat)
-        total = total + config.needles * losses.needles(splats.scales, config.needle_ratio)
-        return total + config.haze * losses.haze(splats.opacities)
+        return total + config.needles * losses.needles(splats.scales, config.needle_ratio)
 
     def _descend(self) -> None:
         progress = self.done / max(1, self.total)

@@ -36,13 +36,3 @@ def needles(scales: Tensor, ratio: float) -> Tensor:
     """
     ordered = scales.sort(dim=1).values
     return (ordered[:, 2] / ordered[:, 1].clamp_min(1e-12) - ratio).clamp_min(0).mean()
-
-
-def haze(opacities: Tensor) -> Tensor:
-    """[] mean of 4 o (1-o) over `opacities` [N]: 0 where every splat is solid or gone, 1 where all are half there."""
-    return (4 * opacities * (1 - opacities)).mean()
-
-
-def drift(means: Tensor, start: Tensor, spacing: Tensor | float) -> Tensor:
-    """[] by how much `means` [N,3] have moved more than one `spacing` from their start, on average, in spacings."""
-    return (torch.linalg.vector_norm(means - start, dim=1) / spacing - 1).clamp_min(0).mean()

@@ -31,10 +31,9 @@ def test_photometric_gradient_is_that_of_finite_differences(share):
     [
         lambda x: losses.oversize(x, 0.3),
         lambda x: losses.needles(x, 1.2),
-        lambda x: losses.haze(x[:, 0]),
         lambda x: losses.coverage(x, torch.full_like(x, 0.5)),
     ],
-    ids=["oversize", "needles", "haze", "coverage"],
+    ids=["oversize", "needles", "coverage"],
 )
 def test_gradients_of_the_other_terms_are_those_of_finite_differences(term):
     values = torch.rand(6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.9 + 0.05
@@ -47,4 +46,3 @@ def test_regularisers_by_hand():
     assert float(losses.needles(needle, 4.0)) == pytest.approx(4.0)
     assert float(losses.oversize(needle, 4.0)) == pytest.approx(1.0)
     assert float(losses.oversize(disc, 4.0)) == 0
-    assert losses.haze(torch.tensor([0.0, 1.0, 0.5, 0.5])).item() == pytest.approx(0.5)
