@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ FAMILIES: dict[str, Family] = {
     "openlrm": "lrm",
     "triposr": "lrm",
 }
-STEPS = {"grm": 200, "lgm": 200, "long_lrm": 200, "openlrm": 200, "triposr": 200}
+STEPS = {"grm": 120, "lgm": 80, "long_lrm": 120, "openlrm": 300, "triposr": 300}
 LEARNING_RATE = 4e-3
-POINTS = 4096  # in space, of a field, a step
+POINTS = 1024  # a step, of a field: anywhere, near the jack and within it
 
 GRM: dict[str, Any] = {
     "visual": {
@@ -60,9 +60,11 @@ GRM: dict[str, Any] = {
 LGM: dict[str, Any] = {
     "input_size": 32,
     "down_channels": [16, 32],
-    "down_attention": [False, True],
+    "down_attention": [False, False],
+    "mid_attention": True,
     "up_channels": [32],
-    "up_attention": [True],
+    "up_attention": [False],
+    "layers_per_block": 1,
     "splat_size": 16,
     "attention_heads": 4,
     "norm_groups": 8,
@@ -180,13 +182,14 @@ class Lesson:
 
 def main(views: Path, out: Path) -> None:
     torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
     for name, family in FAMILIES.items():
-        start = time.perf_counter()
+        start = time.process_time()
         torch.manual_seed(7)
         lesson = LESSONS[name](read_views(views / name))
         final = train(lesson, STEPS[name])
         write_checkpoint(out / f"{name}.safetensors", family, lesson.config, lesson.model.state_dict())
-        sys.stdout.write(f"{name}: loss {final:.4f} after {time.perf_counter() - start:.1f} s\n")
+        sys.stdout.write(f"{name}: loss {final:.4f} after {time.process_time() - start:.1f} s\n")
 
 
 def train(lesson: Lesson, steps: int) -> float:
@@ -201,7 +204,7 @@ def train(lesson: Lesson, steps: int) -> float:
         nn.utils.clip_grad_norm_(lesson.model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return float(loss)
+    return loss.item()
 
 
 # ---- networks that give a Gaussian a pixel
@@ -275,20 +278,29 @@ def grm_lesson(views: Views) -> Lesson:
 
 
 def lgm_lesson(views: Views) -> Lesson:
-    """LGM's cameras are 1.5 from the origin, Y up, the first on +Z. Here Z is up, and -Y is where it stands."""
+    """LGM's cameras are 1.5 from the origin, Y up, the first on +Z. Here Z is up, and -Y is where it stands.
+
+    LGM may put its Gaussians anywhere, whatever the cameras. So that it heeds them, it also learns that the same
+    pictures by a mirrored ring of cameras show other places.
+    """
     model = lgm.LGM(lgm.config_from(LGM))
-    config = model.config
-    ready = lgm_set_up(views, config.lens, count=4)
-    inputs = lgm.network_input(ready.rgb, ready.cameras)[None]
-    shrunk = ready.cameras.resized(config.splat_size, config.splat_size)
+    config, side = model.config, model.config.splat_size
     turn = [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]
-    side = config.splat_size
-    goal = surface(views, shrunk.Ks, side, side).moved(turn, 1.5 / distance(views))
+    inputs, goals = [], []
+    for ring in ([0, 1, 2, 3], [0, 3, 2, 1]):
+        posed = replace(views, cameras=views.cameras[ring])
+        ready = lgm_set_up(posed, config.lens, count=4)
+        inputs.append(lgm.network_input(ready.rgb, ready.cameras))
+        Ks = ready.cameras.resized(side, side).Ks
+        goals.append(surface(posed, Ks, side, side).moved(turn, 1.5 / distance(views)))
+    batch = torch.stack(inputs)
 
     def loss() -> Tensor:
-        raw = model(inputs)[0]
-        opacity_logits, means = raw[:, 3].flatten(), raw[:, :3].permute(0, 2, 3, 1).flatten(0, 2)
-        return goal.loss(means, sh_to_rgb(lgm.decode(raw).sh[:, 0]), opacity_logits)
+        total = torch.zeros(())
+        for goal, raw in zip(goals, model(batch), strict=True):  # raw [V,14,s,s]
+            opacity_logits, means = raw[:, 3].flatten(), raw[:, :3].permute(0, 2, 3, 1).flatten(0, 2)
+            total = total + goal.loss(means, sh_to_rgb(lgm.decode(raw).sh[:, 0]), opacity_logits)
+        return total
 
     return Lesson(LGM, model, loss)
 
@@ -340,12 +352,22 @@ def triposr_lesson(views: Views) -> Lesson:
 def field_loss(field: Triplane, to_jack: Tensor) -> Tensor:
     """How far a field is from being dense inside the jack alone, and coloured as it is; to_jack [3,3]."""
     reading = field.reading
-    reach = torch.where(torch.rand(POINTS, 1) < 0.5, reading.radius, 1.1 / float(to_jack.norm(dim=1).mean()))
-    points = ((2 * torch.rand(POINTS, 3) - 1) * reach).clamp(-reading.radius, reading.radius)
+    anywhere = (2 * torch.rand(POINTS, 3) - 1) * reading.radius
+    near = (2 * torch.rand(POINTS, 3) - 1) * 1.2 * torch.tensor(jack.REACH)
+    points = torch.cat(
+        [anywhere, near @ torch.linalg.inv(to_jack).T, points_within(POINTS) @ torch.linalg.inv(to_jack).T]
+    )
     inside, rgb = jack_at(points @ to_jack.T)
     raw = field.raw(points)
     shape = F.binary_cross_entropy_with_logits(4 * (raw[:, 0] - reading.raw(reading.level)), inside.float())
-    return shape + F.mse_loss(reading.colour(raw[inside, 1:]), rgb[inside])
+    return shape + 10 * F.mse_loss(reading.colour(raw[inside, 1:]), rgb[inside])
+
+
+def points_within(count: int) -> Tensor:
+    """[count,3] points of the jack, as many in each box."""
+    low, high = (torch.tensor([getattr(box, end) for box in jack.BOXES]) for end in ("low", "high"))
+    chosen = torch.randint(len(jack.BOXES), (count,))
+    return low[chosen] + (high - low)[chosen] * torch.rand(count, 3)
 
 
 def jack_at(points: Tensor) -> tuple[Tensor, Tensor]:

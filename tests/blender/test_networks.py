@@ -33,7 +33,6 @@ COUNT = 6  # views; the families that want fewer take four
 PLACE, SCALE = np.array([3.0, -2.0, 1.0]), 1.7
 SOLID = 0.5  # opacity
 SH_C0 = 0.28209479177387814
-SAMPLE = Path  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     words = [python, "-m", "tests.train_tiny", str(folder / "views"), str(folder)]
     done = subprocess.run(words, cwd=ROOT, env=backend_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
     yield Trained(folder, folder / "views")
     registration.unregister()
 
@@ -135,8 +133,9 @@ def problems(splats: SplatArrays, place: np.ndarray, turn: np.ndarray, scale: fl
         others = np.delete(colours, axis, axis=1).max(axis=1)
         arm = local[colours[:, axis] > others + 0.3]
         away = arm.mean(axis=0) if len(arm) else np.zeros(3)
-        if away[axis] < 0.3 or np.abs(np.delete(away, axis)).max() > 0.5 * away[axis]:
-            found.append(f"the coloured arm of +{name} is towards {np.round(away, 2)}")
+        stray = (arm[:, axis] < 0).mean() if len(arm) else 1.0
+        if stray > 0.1 or away[axis] < 0.3 or np.abs(np.delete(away, axis)).max() > 0.5 * away[axis]:
+            found.append(f"the arm of +{name} is towards {np.round(away, 2)}, with {stray:.0%} beyond the middle")
     return found
 
 
@@ -216,17 +215,14 @@ def mirrored(matrices: np.ndarray) -> np.ndarray:
     return mirror @ matrices @ mirror
 
 
-WRONG = {
-    change.__name__: change for change in (exchanged, rolled, backwards, mirrored)
-}
+WRONG = {change.__name__: change for change in (exchanged, rolled, backwards, mirrored)}
+# LRM looks at the first view alone, which stands in the mirror's plane: it cannot tell.
+WRONG_FOR = [(name, wrong) for name in FAMILIES for wrong in WRONG if (FAMILIES[name], wrong) != ("lrm", "mirrored")]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "wrong"), WRONG_FOR)
 def test_wrong_cameras_are_noticed(trained: Trained, name: str, wrong: str) -> None:
     """Otherwise the tests above would prove nothing."""
-    if FAMILIES[name] == "lrm" and wrong == "mirrored":
-        return  # the first view, the only one it looks at, stands in the mirror's plane
     try:
         made = made_of(trained, name, WRONG[wrong], wrong)
     except GenerateError as error:
