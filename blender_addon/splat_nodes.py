@@ -14,6 +14,7 @@ from . import splat_faces
 from .node_building import NodeGraph, socket
 
 NAME = "Gaussmith Splats"
+POINTS = "Gaussmith Points"
 VERSION_KEY, BASES_KEY, FACING_KEY = "gaussmith_version", "gaussmith_bases", "gaussmith_facing"
 VERSION = 2  # raise it when the tree changes: files with an older one get the new tree at the next import
 
@@ -92,9 +93,15 @@ def _identifier(tree: Any, name: str) -> str:
 # ---- the trees
 
 
-def mesh_to_points(name: str) -> Any:
-    """A node group that turns a mesh's vertices into a point cloud, all else left alone."""
-    graph, inputs = splat_faces.new_group(name, {"Geometry": "Geometry"}, {"Geometry": "Geometry"})
+def mesh_to_points() -> Any:
+    """The node group that turns a mesh's vertices into a point cloud, all else left alone.
+
+    One for all results: Blender 4.5 may crash where such a group is made and removed over and over. Nothing uses it
+    afterwards, so it is not saved.
+    """
+    if (made := bpy.data.node_groups.get(POINTS)) is not None:
+        return made
+    graph, inputs = splat_faces.new_group(POINTS, {"Geometry": "Geometry"}, {"Geometry": "Geometry"})
     points = graph.add("GeometryNodeMeshToPoints", {"Mesh": inputs["Geometry"]})
     return splat_faces.finish(graph, [("Geometry", points.outputs["Points"])])
 

@@ -143,7 +143,7 @@ def _converted(mesh: bpy.types.Mesh, name: str) -> bpy.types.PointCloud:
     """The mesh's points as a point cloud, evaluated in a scene of its own: the user's is not touched."""
     scene = bpy.data.scenes.new(name)
     carrier = bpy.data.objects.new(name, mesh)
-    tree = splat_nodes.mesh_to_points(name)
+    tree = splat_nodes.mesh_to_points()
     try:
         scene.collection.objects.link(carrier)
         modifier = carrier.modifiers.new(name, "NODES")
@@ -155,7 +155,6 @@ def _converted(mesh: bpy.types.Mesh, name: str) -> bpy.types.PointCloud:
     finally:
         bpy.data.objects.remove(carrier)
         bpy.data.scenes.remove(scene)
-        bpy.data.node_groups.remove(tree)
     cloud.name = name
     for left_over in [item for item in cloud.attributes if item.name not in ("position", "radius")]:
         cloud.attributes.remove(left_over)
