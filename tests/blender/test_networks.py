@@ -134,7 +134,7 @@ def problems(splats: SplatArrays, place: np.ndarray, turn: np.ndarray, scale: fl
         arm = local[colours[:, axis] > others + 0.3]
         away = arm.mean(axis=0) if len(arm) else np.zeros(3)
         stray = (arm[:, axis] < 0).mean() if len(arm) else 1.0
-        if stray > 0.05 or away[axis] < 0.4 or np.abs(np.delete(away, axis)).max() > 0.4 * away[axis]:
+        if stray > 0.05 or away[axis] < 0.3 or np.abs(np.delete(away, axis)).max() > 0.4 * away[axis]:
             found.append(f"the arm of +{name} is towards {np.round(away, 2)}, with {stray:.0%} beyond the middle")
     return found
 
