@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend import bench_networks
-from backend.bench_networks import Length, Speed
+from backend.bench_networks import Length, Speed, seconds_of
 from backend.cameras import Cameras
 from backend.gaussians import Gaussians
 from backend.rasterise_cpu import rasterise
@@ -89,22 +88,12 @@ def measure(scene: Scene, picture: Callable[[Gaussians, Cameras], torch.Tensor],
     forward, backward = [], []
     for _ in range(scene.repeats):
         with torch.no_grad():
-            forward.append(_milliseconds(lambda: picture(leaves, cameras), device))
+            forward.append(1000 * seconds_of(lambda: picture(leaves, cameras), device))
         image = picture(leaves, cameras)
         gradient = torch.ones_like(image)
-        backward.append(_milliseconds(lambda image=image, gradient=gradient: image.backward(gradient), device))
+        backward.append(1000 * seconds_of(lambda image=image, gradient=gradient: image.backward(gradient), device))
     fast, slow = sorted(forward)[len(forward) // 2], sorted(backward)[len(backward) // 2]
     return Row(scene.name, scene.count, scene.size, round(fast, 2), round(slow, 2), round(slow / fast, 2))
-
-
-def _milliseconds(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
 
 
 def _gsplat_picture(gaussians: Gaussians, cameras: Cameras) -> torch.Tensor:

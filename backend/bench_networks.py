@@ -123,7 +123,7 @@ def length_of(tokens: int) -> Length:
     before = psutil.Process().memory_info().rss
     held = torch.ones(max(0, _peak_bytes("cpu") - before) // 4)  # fills what loading has used and given back since
     before += 4 * held.numel()
-    seconds = min(_seconds(lambda: block(x), "cpu") for _ in range(2))
+    seconds = min(seconds_of(lambda: block(x), "cpu") for _ in range(2))
     return Length(tokens, round(seconds, 4), round(max(1, _peak_bytes("cpu") - before) / 2**20, 3))
 
 
@@ -137,7 +137,7 @@ def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
     views = coloured_views(case.views, case.size)
     with FlopCounterMode(display=False) as counter:
         file.reconstruct(model, views)
-    seconds = [_seconds(lambda: file.reconstruct(model, views), device) for _ in range(repeats)]
+    seconds = [seconds_of(lambda: file.reconstruct(model, views), device) for _ in range(repeats)]
     peak = _peak_bytes(device)
     return Speed(
         *(case.name, case.views, case.size, precision, device),
@@ -164,10 +164,11 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     side = MATMUL_SIDE[device]
     left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     torch.mm(left, right)
-    return 2e-12 * side**3 / min(_seconds(lambda: torch.mm(left, right), device) for _ in range(5))
+    return 2e-12 * side**3 / min(seconds_of(lambda: torch.mm(left, right), device) for _ in range(5))
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """Wall clock of some work, on CUDA until it is done there."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -165,9 +165,9 @@ def rays(cameras: Cameras) -> tuple[Tensor, Tensor]:
     ahead = torch.ones_like(plane[..., :1])
     directions = torch.cat([torch.where(flat, 0.0, plane), ahead], dim=-1)
     starts = torch.cat([torch.where(flat, plane, 0.0), torch.zeros_like(ahead)], dim=-1)
-    rotation, centre = cameras.c2w[:, None, None, :3, :3], cameras.centres[:, None, None]
-    rays_d = (rotation @ torch.nn.functional.normalize(directions, dim=-1)[..., None])[..., 0]
-    return centre + (rotation @ starts[..., None])[..., 0], rays_d
+    turn = cameras.c2w[:, None, :3, :3].mT  # one product a row of pixels: [W,3] @ [3,3]
+    rays_d = torch.nn.functional.normalize(directions, dim=-1) @ turn
+    return cameras.centres[:, None, None] + starts @ turn, rays_d
 
 
 def best_spread(cameras: Cameras, target: Tensor, count: int) -> list[int]:
