@@ -14,6 +14,7 @@ import pytest
 
 from blender_addon import protocol
 from blender_addon.backend_process import BackendProcess, start_backend
+from blender_addon.families import FAMILIES
 from blender_addon.session import Job, Session, SessionState, new_job_id
 from tests.balls import ball_views
 
@@ -87,7 +88,7 @@ def test_it_works(studio):
     assert job.state == "done", job.failure
     assert job.splats is not None and len(job.splats.means) > 50 and job.mesh is not None and len(job.mesh.faces) > 10
     assert job.report is not None and job.report["psnr"] > 10
-    assert studio.session.welcome is not None and studio.session.welcome.models == ("fit",)
+    assert studio.session.welcome is not None and studio.session.welcome.models == tuple(FAMILIES)
     assert studio.session.welcome.device in ("cpu", "cuda") and studio.session.welcome.memory_bytes > 2**28
 
 
