@@ -67,6 +67,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     registration.unregister()
 
 
+@pytest.fixture(autouse=True)
+def clean_scene() -> Iterator[None]:
+    """What a test has made does not stay for the next."""
+    before = set(bpy.data.objects.keys())
+    yield
+    for item in [item for item in bpy.data.objects if item.name not in before]:
+        bpy.data.objects.remove(item)
+    bpy.data.orphans_purge(do_recursive=True)
+
+
 def backend_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 

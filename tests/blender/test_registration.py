@@ -106,6 +106,6 @@ def test_translations_are_whole_and_of_use(nothing_left: None) -> None:
 
 
 def text_modules() -> list[Any]:
-    from blender_addon import generation, operators, panels, properties, session, shelf, weights_panel
+    from blender_addon import families, generation, operators, panels, properties, session, shelf, weights_panel
 
-    return [generation, operators, panels, properties, session, shelf, studio, weights_panel]
+    return [families, generation, operators, panels, properties, session, shelf, studio, weights_panel]
