@@ -14,7 +14,6 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 from blender_addon import api, commands, preferences, registration, result, studio  # noqa: E402
-from blender_addon.families import FAMILIES  # noqa: E402
 from blender_addon.session import Session  # noqa: E402
 from blender_addon.views import CapturedViews, CaptureError  # noqa: E402
 from tests import fakes  # noqa: E402
@@ -106,7 +105,7 @@ def test_status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv(preferences.PYTHON_VARIABLE, str(python))
     assert commands.execute(("status",)) == commands.SUCCESS
     found = json.loads(capfd.readouterr().out)
-    assert found["backend"] == "ready" and found["models"] == list(FAMILIES) and found["named_by"] == "GAUSSMITH_PYTHON"
+    assert found["backend"] == "ready" and found["models"] == ["fit"] and found["named_by"] == "GAUSSMITH_PYTHON"
     monkeypatch.setenv(preferences.PYTHON_VARIABLE, "")
     assert commands.execute(("status",)) == commands.FAILURE
     assert "not set up" in capfd.readouterr().err
