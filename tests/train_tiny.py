@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "openlrm": "lrm",
     "triposr": "lrm",
 }
-STEPS = {"grm": 120, "lgm": 80, "long_lrm": 120, "openlrm": 300, "triposr": 300}
+STEPS = {"grm": 120, "lgm": 80, "long_lrm": 120, "openlrm": 700, "triposr": 300}
 LEARNING_RATE = 4e-3
 POINTS = 1024  # a step, of a field: anywhere, near the jack and within it
 
