@@ -219,6 +219,7 @@ def selection(context: bpy.types.Context, objects: Sequence[bpy.types.Object]) -
         yield
         return
     layer = context.view_layer
+    layer.update()  # until then a script's removed objects stand in its list as None
     before = [item.name for item in layer.objects if item.select_get()]
     active = layer.objects.active.name if layer.objects.active is not None else ""
     try:
