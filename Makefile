@@ -19,8 +19,12 @@ test: test-backend test-blender
 test-backend: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest tests --ignore=tests/blender
 
+# The networks' tests make some thirty results in one Blender. Its wheels have crashed at that, now and then: then, and
+# only then, they run a second time.
+BLENDER_TESTS = GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python -m pytest
 test-blender: $(VENV)/.ready $(BPY_VENV)/.ready
-	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python -m pytest tests/blender
+	$(BLENDER_TESTS) tests/blender --ignore=tests/blender/test_networks.py
+	$(BLENDER_TESTS) tests/blender/test_networks.py || { test $$? -gt 128 && $(BLENDER_TESTS) tests/blender/test_networks.py; }
 
 # The zip as a user installs it, in real Blenders: ../shared/tools/real-blender. REAL holds options of run.py.
 test-real: $(VENV)/.ready $(BPY_VENV)/.ready

@@ -74,7 +74,6 @@ def clean_scene() -> Iterator[None]:
     yield
     for item in [item for item in bpy.data.objects if item.name not in before]:
         bpy.data.objects.remove(item)
-    bpy.data.orphans_purge(do_recursive=True)
 
 
 def backend_environment() -> dict[str, str]:
