@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from backend.cameras import Views, orbit
 from backend.mamba import Mamba2Config, MambaBlock
@@ -84,6 +84,10 @@ CUDA_CASES = (
     Case("Long-LRM", "long_lrm", "dl3dv_i540_32input_8target", 32, 540),
     Case("TripoSR", "triposr", "triposr", 1, 512),
 )
+# torch counts the products of attention on CUDA alone
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
 LENGTHS = (1024, 4096, 16_384, 65_536)
 SHORT = 256  # tokens of a first pass, which is not measured
 SCAN_WIDTH, SCAN_STATE = 1024, 256  # of Long-LRM's blocks after the merge
@@ -135,7 +139,7 @@ def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
     config = replace(file.PRESETS[case.preset], **dict(case.changes))
     model = getattr(file, name)(config).eval().requires_grad_(False).to(device=device, dtype=dtype)
     views = coloured_views(case.views, case.size)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         file.reconstruct(model, views)
     seconds = [seconds_of(lambda: file.reconstruct(model, views), device) for _ in range(repeats)]
     peak = _peak_bytes(device)
