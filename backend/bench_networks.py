@@ -9,7 +9,6 @@ import argparse
 import importlib
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -185,6 +184,10 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
 def _peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has no such module
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
