@@ -145,7 +145,9 @@ def choose_precision(network: Network, views: Views, wanted: Precision, device: 
     Raises MemoryError, with what is needed and free, when none does.
     """
     tried = TRIED[device.type] if wanted == "auto" else (getattr(torch, wanted),)
-    free = free_memory(device)
+    free = free_memory(device) + _held(
+        network.model, device
+    )  # the estimate counts the weights too
     sizes = (len(views), views.cameras.height, views.cameras.width)
     config = cast(Any, network.model).config
     needed = 0
@@ -164,6 +166,12 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def _held(model: nn.Module, device: torch.device) -> int:
+    """Bytes of the weights that already lie in the memory of a device."""
+    there = (weight for weight in model.parameters() if weight.device.type == device.type)
+    return sum(weight.numel() * weight.element_size() for weight in there)
 
 
 def load(path: Path, family: str) -> Network:
