@@ -145,9 +145,7 @@ def choose_precision(network: Network, views: Views, wanted: Precision, device: 
     Raises MemoryError, with what is needed and free, when none does.
     """
     tried = TRIED[device.type] if wanted == "auto" else (getattr(torch, wanted),)
-    free = free_memory(device) + _held(
-        network.model, device
-    )  # the estimate counts the weights too
+    free = free_memory(device) + _held(network.model, device)  # the estimate counts the weights too
     sizes = (len(views), views.cameras.height, views.cameras.width)
     config = cast(Any, network.model).config
     needed = 0
