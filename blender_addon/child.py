@@ -48,6 +48,7 @@ class Child:
         cancelled: str,
         ended: str,
         folder: Path | None = None,
+        cache: Path | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         """Starts it and returns at once.
@@ -55,6 +56,7 @@ class Child:
         cancelled  the sentence for when a person has ended it
         ended      the sentence for when it has ended without a word
         folder     where it runs
+        cache      the folder for compiled code; None: one that goes when it ends
         variables  of its environment, beside those of this process that are not Blender's
 
         Raises OSError when it cannot be started.
@@ -73,7 +75,7 @@ class Child:
                 self._process = subprocess.Popen(
                     command,
                     cwd=folder,
-                    env=clean_environment(os.environ, self._folder) | dict(variables or {}),
+                    env=clean_environment(os.environ, cache or self._folder) | dict(variables or {}),
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,

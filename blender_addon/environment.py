@@ -145,12 +145,14 @@ def begin_setup(
     accelerator: Accelerator = "auto",
     extra_index: str = "",
     python: Path | None = None,
+    cache: Path | None = None,
 ) -> Child:
     """Starts making or completing the environment in `folder`, in a child process; returns at once.
 
     online       whether downloads are allowed
     extra_index  address of a second package index, such as torch's own for CUDA on Windows; empty: pip's default alone
     python       the Python to make it with; None: see `find_python`
+    cache        the folder for compiled code that the backend will be started with; None: what is compiled is not kept
 
     Raises SetupError when it cannot begin: not allowed online, no Python, not enough space.
     """
@@ -172,7 +174,7 @@ def begin_setup(
         driver += ["--extra-index", extra_index]
     cancelled = "The setup was cancelled; the next one goes on where it was."
     try:
-        return Child(driver, cancelled=cancelled, ended=install_packages.FAILURES["failed"])
+        return Child(driver, cancelled=cancelled, ended=install_packages.FAILURES["failed"], cache=cache)
     except OSError as error:
         raise SetupError(f"The Python {driver[0]} cannot be started: {error.strerror}.") from error
 

@@ -123,7 +123,9 @@ def new_setup() -> Child:
     index = chosen.package_index if chosen is not None else ""
     folder = environment_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return environment.begin_setup(folder, online=online_allowed(), accelerator=accelerator(), extra_index=index)
+    return environment.begin_setup(
+        folder, online=online_allowed(), accelerator=accelerator(), extra_index=index, cache=user_folder("cache")
+    )
 
 
 def log_path() -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from blender_addon.backend_process import clean_environment
 from blender_addon.child import Child
 
 DEADLINE = 20.0
@@ -39,6 +40,16 @@ print('{"stage": "Two", "fraction": 0.25}', flush=True)
 print('{"done": true, "weights": [1]}', flush=True)
 time.sleep(0.3)
 """
+
+
+def test_what_it_compiles_is_kept_where_the_backend_will_look(tmp_path):
+    says = "import json, os; print(json.dumps({'done': True, 'cache': os.environ['NUMBA_CACHE_DIR']}), flush=True)"
+    child = start(says, cache=tmp_path)
+    wait(child)
+    assert child.told["cache"] == clean_environment({}, tmp_path)["NUMBA_CACHE_DIR"]
+    child = start(says)
+    wait(child)
+    assert Path(child.told["cache"]).parent == child._folder, "and goes with it where nobody says"
 
 
 def test_what_it_tells():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from blender_addon import environment, install_packages
+from blender_addon.backend_process import clean_environment
 from blender_addon.child import Child
 from blender_addon.environment import SetupError, begin_setup, check_environment, python_of
 from blender_addon.install_packages import Installer, InstallError, fingerprint, kind_of
@@ -177,6 +178,17 @@ def test_a_setup_can_be_cancelled(tmp_path, shop, monkeypatch):
     setup.cancel()
     assert time.monotonic() - start < 4 and setup.failure is not None and setup.failure.kind == "cancelled"
     assert install_packages.read_marker(tmp_path / "environment") is not None
+
+
+def test_a_setup_compiles_into_the_folder_that_the_backend_uses(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "_kit", lambda wanted: ("common.txt", 0.0, 0.0))
+    python = tmp_path / "python"
+    says = "import json, os; print(json.dumps({'done': True, 'cache': os.environ['NUMBA_CACHE_DIR']}))"
+    python.write_text(f"#!{sys.executable}\n{says}\n")
+    python.chmod(0o755)
+    setup = begin_setup(tmp_path / "environment", online=True, python=python, cache=tmp_path / "cache")
+    finish(setup)
+    assert setup.told["cache"] == clean_environment({}, tmp_path / "cache")["NUMBA_CACHE_DIR"]
 
 
 def test_why_a_setup_does_not_begin(tmp_path, monkeypatch):
