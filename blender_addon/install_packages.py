@@ -107,7 +107,6 @@ class Installer:
         goal = {"requirements": fingerprint(self._requirements), "python": version}
         if read_marker(self._environment) == goal and _runs(self._python):
             return
-        tell("Creating the environment", 0.0)
         self._make_environment(version)
         self._install_packages()
         tell("Checking", 0.85)
@@ -130,6 +129,7 @@ class Installer:
             shutil.rmtree(self._environment)  # of another Python, or broken by an interruption
         self._environment.mkdir(parents=True, exist_ok=True)
         self._write_marker({"requirements": "", "python": version})
+        tell("Creating the environment", 0.0)  # from here on a cancelled setup can be gone on with
         if _runs(self._python):
             return
         try:
