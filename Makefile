@@ -1,4 +1,4 @@
-# make demo | test | check | zip | bench: each sets up what it needs first. Needs Python 3.11, make and git.
+# make demo | test | check | zip | figures | bench: each sets up what it needs first. Needs Python 3.11, make and git.
 PYTHON ?= python3.11
 BPY ?= 4.5.15
 BPY_PYTHON ?= $(PYTHON)
@@ -9,7 +9,7 @@ BPY_VENV := .venv-bpy-$(BPY)
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-blender test-real check zip bench
+.PHONY: demo test test-backend test-blender test-real check zip figures bench
 
 demo: $(VENV)/.ready $(BPY_VENV)/.ready
 	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python demo.py --out out
@@ -37,6 +37,10 @@ check: $(VENV)/.ready
 
 zip: $(VENV)/.ready $(BPY_VENV)/.ready
 	$(VENV)/bin/python build_addon.py --out dist --check $(BPY_VENV)
+
+# The README's figures of captures with depth; about six minutes.
+figures: $(VENV)/.ready $(BPY_VENV)/.ready
+	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python tests/blender/figures.py
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python -m backend bench --json out/bench.json
