@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from blender_addon.families import FAMILIES
+from blender_addon.families import FAMILIES, PRECISIONS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +50,7 @@ def _add_reconstruct(command: argparse.ArgumentParser) -> None:
     add("--weights", default="", metavar="NAME_OR_PATH", help="a checkpoint; without it, the model's default")
     add(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=PRECISIONS,
         default="auto",
         help="of a network's numbers; auto: the most exact that fits into the memory",
     )

@@ -136,8 +136,10 @@ def _part_inside(origin, direction, size):
 
 
 @numba.njit(cache=True)
-def _interpolated(values, x, y, z):
+def _interpolated(values, origin, direction, along):
+    """The density some way along a ray."""
     X, Y, Z = values.shape
+    x, y, z = origin[0] + along * direction[0], origin[1] + along * direction[1], origin[2] + along * direction[2]
     i, j, k = min(max(int(x), 0), X - 2), min(max(int(y), 0), Y - 2), min(max(int(z), 0), Z - 2)
     u, v, w = x - i, y - j, z - k
     near = (values[i, j, k] * (1 - w) + values[i, j, k + 1] * w) * (1 - v)
@@ -155,12 +157,7 @@ def _first_crossing(values, origins, directions, level, hits):
         along, last = _part_inside(origin, direction, values.shape)
         before, hits[r] = 0.0, np.inf
         while along <= last:
-            here = _interpolated(
-                values,
-                origin[0] + along * direction[0],
-                origin[1] + along * direction[1],
-                origin[2] + along * direction[2],
-            )
+            here = _interpolated(values, origin, direction, along)
             if here >= level:
                 hits[r] = max(along - STEP * (here - level) / (here - before), 0.0)
                 break
@@ -175,11 +172,6 @@ def _highest(values, origins, directions, highest):
         origin, direction = origins[r], directions[r]
         along, last = _part_inside(origin, direction, values.shape)
         while along <= last:
-            here = _interpolated(
-                values,
-                origin[0] + along * direction[0],
-                origin[1] + along * direction[1],
-                origin[2] + along * direction[2],
-            )
+            here = _interpolated(values, origin, direction, along)
             highest[r] = max(highest[r], here)
             along += STEP

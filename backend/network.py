@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import psutil
 import torch
@@ -26,9 +26,7 @@ from backend.meshing import Mesh
 from backend.monitor import Monitor
 from backend.projection import ALPHA_MIN
 from backend.triplane import Triplane
-from blender_addon.families import problem
-
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+from blender_addon.families import Precision, problem
 
 # Module and class of each kind of network; the family lrm has two kinds.
 KINDS = {

@@ -22,7 +22,7 @@ from backend.monitor import Monitor
 from backend.rendering import cuda_problem, gsplat_problem
 from backend.texturing import TexturedMesh
 from blender_addon import protocol
-from blender_addon.families import FAMILIES
+from blender_addon.families import FAMILIES, Precision
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ReconstructOptions:
 
     model: str = "fit"
     weights: str = ""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     steps: int = 0
     refine: int = 0
     max_splats: int = 0

@@ -20,6 +20,7 @@ import bpy
 
 from . import backend_process, preferences, splat_object, studio
 from .capture import CapturedViews, CaptureError, CaptureSettings, capture
+from .families import Precision
 from .generation import Assembly, new_name, stage_label
 from .order import Order, Output, cameras_of
 from .protocol import Welcome
@@ -51,7 +52,7 @@ class Words(CaptureWords, total=False):
 
     model: str
     weights: str
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    precision: Precision
     steps: int
     refine: int
     max_splats: int

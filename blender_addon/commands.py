@@ -18,7 +18,7 @@ import bpy
 
 from . import api, preferences
 from .atomic_file import replacing
-from .families import FAMILIES
+from .families import FAMILIES, PRECISIONS
 from .order import TEXTURE_SIZES
 from .session import SessionState
 from .views import CaptureError
@@ -173,7 +173,7 @@ def add_result_words(command: argparse.ArgumentParser) -> None:
     add("--image", metavar="FILE", help="not available in this version")
     add("--model", choices=tuple(FAMILIES), help="default: fit")
     add("--weights", metavar="NAME_OR_PATH", help="a checkpoint of the model")
-    add("--precision", choices=("auto", "float32", "bfloat16", "float16"), help="of a network's numbers")
+    add("--precision", choices=PRECISIONS, help="of a network's numbers")
     add("--steps", type=int, help="optimisation steps of fit")
     add("--refine", type=int, metavar="STEPS", help="fit steps after a network")
     add("--max-splats", type=int, metavar="N")

@@ -6,6 +6,10 @@ The panel, the capture and the backend all read this one table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]  # of a network's numbers
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

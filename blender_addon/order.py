@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import protocol
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, Precision
 from .views import CapturedViews, CaptureError, CaptureSettings
 
 Output = Literal["splats", "mesh", "both"]
@@ -38,7 +38,7 @@ class Order:
     transforms: Path | None = None
     model: str = "fit"
     weights: str = ""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     steps: int = 0
     refine: int = 0
     max_splats: int = 0

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 
-VERSION = 1
+from .families import Precision
+
+VERSION = 2  # raise it with every change of a message
 
 FailureKind = Literal[
     "bad_request",  # the job's own fields make no sense: message says which
@@ -62,7 +64,7 @@ class Reconstruct:
     depth: Annotated[np.ndarray | None, ArraySpec("float32", ("V", "H", "W"), optional=True)] = None
     model: str = "fit"
     weights: str = ""  # a checkpoint's name or path; empty: the model's default
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of a network's numbers
+    precision: Precision = "auto"
     steps: int = 0  # optimisation steps of `fit`; 0: the default for these views
     refine: int = 0  # fit steps after a network
     max_splats: int = 0  # 0: the default

@@ -73,7 +73,7 @@ def test_bytes_on_the_wire():
     sent = protocol.Preview("job", np.arange(8, dtype=np.uint8).reshape(1, 2, 4))
     header, pixels = encode(sent)
     assert bytes(header) == (
-        b'{"type": "Preview", "version": 1, "fields": {"job_id": "job"}, '
+        b'{"type": "Preview", "version": 2, "fields": {"job_id": "job"}, '
         b'"arrays": {"image": {"dtype": "uint8", "shape": [1, 2, 4]}}}'
     )
     assert bytes(pixels) == bytes(range(8))
@@ -107,7 +107,7 @@ def test_arrays_are_not_copied():
     [
         (lambda header: header.update(type="Reboot"), "unknown message type 'Reboot'"),
         (lambda header: header.update(type=["Preview"]), "unknown message type"),
-        (lambda header: header.update(version=2), "version 2 of the protocol, this side version 1"),
+        (lambda header: header.update(version=3), "version 3 of the protocol, this side version 2"),
         (lambda header: header.update(version=True), "version True"),
         (lambda header: header.pop("version"), "no object with a version"),
         (lambda header: header.update(extra=1), "wrong keys"),
@@ -142,11 +142,11 @@ def test_wrong_headers(change, words):
         ([b"[" * 100_000], "not the JSON"),
         ([b"7"], "no object"),
         ([b" " * (protocol.HEADER_LIMIT + 1)], "the header may have"),
-        ([b'{"version": 1, "version": 1}'], "twice"),
-        ([b'{"type": "Progress", "version": 1, "fields": {"fraction": NaN}, "arrays": {}}'], "NaN is not a number"),
-        ([b'{"type": "Progress", "version": 1, "fields": {"fraction": 1e999}, "arrays": {}}'], "1e999 is not a number"),
+        ([b'{"version": 2, "version": 2}'], "twice"),
+        ([b'{"type": "Progress", "version": 2, "fields": {"fraction": NaN}, "arrays": {}}'], "NaN is not a number"),
+        ([b'{"type": "Progress", "version": 2, "fields": {"fraction": 1e999}, "arrays": {}}'], "1e999 is not a number"),
         (
-            [b'{"type": "Progress", "version": 1, "fields": {"step": ' + b"9" * 5000 + b'}, "arrays": {}}'],
+            [b'{"type": "Progress", "version": 2, "fields": {"step": ' + b"9" * 5000 + b'}, "arrays": {}}'],
             "not the JSON",
         ),
     ],

@@ -198,10 +198,10 @@ def raw_socket(backend: BackendProcess) -> zmq.Socket:
 def test_another_version_hears_both_versions(backend):
     socket = raw_socket(backend)
     header = bytes(protocol.encode(protocol.Hello(1, backend.token))[0])
-    socket.send(header.replace(b'"version": 1, "fields"', b'"version": 99, "fields"'))
+    socket.send(header.replace(b'"version": 2, "fields"', b'"version": 99, "fields"'))
     refused = protocol.decode(socket.recv_multipart())
     assert isinstance(refused, protocol.Refused) and refused.version == protocol.VERSION
-    assert "version 99" in refused.message and "version 1" in refused.message
+    assert "version 99" in refused.message and "version 2" in refused.message
     socket.close()
 
 

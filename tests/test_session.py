@@ -207,11 +207,11 @@ def test_a_backend_that_ends_while_starting(tmp_path):
 
 def test_another_version_of_the_backend(bench, monkeypatch):
     """An old backend still running from before an update."""
-    monkeypatch.setattr(protocol, "VERSION", 2)
+    monkeypatch.setattr(protocol, "VERSION", 3)
     bench.session.start()
     bench.pump_until(lambda: bench.session.state is SessionState.FAILED)
     assert bench.session.failure is not None and bench.session.failure.kind == "refused"
-    assert "version 1" in bench.session.failure.sentence and "version 2" in bench.session.failure.sentence
+    assert "version 2" in bench.session.failure.sentence and "version 3" in bench.session.failure.sentence
 
 
 def test_a_request_that_does_not_fit_its_declaration(warm):
