@@ -145,12 +145,13 @@ def print_table(rows: list[Row]) -> None:
 def print_networks(speeds: Sequence[Speed], lengths: Sequence[Length]) -> None:
     """Write the networks' rows to the standard output."""
     table = Table(title="Networks at full size, random weights, one pass from views to Gaussians")
-    for heading in ("what", "views", "precision", "s", "peak GiB", "TFLOP/s", "of matrix products"):
+    for heading in ("what", "views", "precision", "s", "peak GiB", "TFLOP/s", "of matrix products", "difference"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in speeds:
         rate = row.tflop / row.seconds
-        cells = (f"{row.seconds:.2f}", f"{row.peak_gib:.2f}", f"{rate:.3f}", f"{row.share:.0%}")
-        table.add_row(row.name, f"{row.views} of {row.size}x{row.size}", row.precision, *cells)
+        what = (row.name, f"{row.views} of {row.size}x{row.size}", row.precision)
+        took = (f"{row.seconds:.2f}", f"{row.peak_gib:.2f}", f"{rate:.3f}", f"{row.share:.0%}")
+        table.add_row(*what, *took, f"{row.difference:.4f}")
     console = Console(file=sys.stdout)
     console.print(table)
     table = Table(title="A Mamba-2 block of width 1024, float32")

@@ -19,11 +19,14 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from backend.cameras import Views, orbit
+from backend.gaussians import Gaussians
 from backend.mamba import Mamba2Config, MambaBlock
 from backend.network import KINDS
+from backend.rendering import render
 
 MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}
 ELEVATION, DISTANCE = math.radians(20), 2.7
@@ -43,7 +46,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. `matmul_tflops` is the machine's rate for products of large matrices of this precision."""
+    """What was measured.
+
+    matmul_tflops  the machine's rate for products of large matrices of this precision
+    difference     of the splats' pictures from those in float32, mean over pixels and colours of the range 0..1
+    """
 
     name: str
     views: int
@@ -54,6 +61,7 @@ class Speed:
     peak_gib: float
     tflop: float
     matmul_tflops: float
+    difference: float
 
     @property
     def share(self) -> float:
@@ -132,23 +140,36 @@ def length_of(tokens: int) -> Length:
 
 def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
     """Measures one row in this process: the median of some runs after one that counts the arithmetic."""
-    dtype = getattr(torch, precision)
-    module, name = KINDS[case.kind]
-    file = importlib.import_module(module)
-    config = replace(file.PRESETS[case.preset], **dict(case.changes))
-    model = getattr(file, name)(config).eval().requires_grad_(False).to(device=device, dtype=dtype)
-    views = coloured_views(case.views, case.size)
+    dtype, views = getattr(torch, precision), coloured_views(case.views, case.size)
+    reconstruct = _network(case, dtype, device)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        file.reconstruct(model, views)
-    seconds = [seconds_of(lambda: file.reconstruct(model, views), device) for _ in range(repeats)]
+        got = reconstruct(views)
+    seconds = [seconds_of(lambda: reconstruct(views), device) for _ in range(repeats)]
     peak = _peak_bytes(device)
+    want = got if dtype == torch.float32 else _network(case, torch.float32, device)(views)
     return Speed(
         *(case.name, case.views, case.size, precision, device),
         seconds=round(sorted(seconds)[len(seconds) // 2], 3),
         peak_gib=round(peak / 2**30, 2),
         tflop=round(counter.get_total_flops() / 1e12, 6),
         matmul_tflops=round(matmul_rate(dtype, device), 3),
+        difference=round(float((_picture(got, views) - _picture(want, views)).abs().mean()), 5),
     )
+
+
+def _network(case: Case, dtype: torch.dtype, device: str) -> Callable[[Views], Gaussians]:
+    """The case's network with the same random weights each time, from views to Gaussians."""
+    module, name = KINDS[case.kind]
+    file = importlib.import_module(module)
+    config = replace(file.PRESETS[case.preset], **dict(case.changes))
+    torch.manual_seed(0)
+    model = getattr(file, name)(config).eval().requires_grad_(False).to(device=device, dtype=dtype)
+    return lambda views: file.reconstruct(model, views)
+
+
+def _picture(gaussians: Gaussians, views: Views) -> Tensor:
+    """[1,H,W,3] what the first camera sees of them, over black; on the CPU, whose rasteriser is always there."""
+    return render(gaussians.to("cpu"), views.cameras[[0]]).rgb
 
 
 def coloured_views(count: int, size: int) -> Views:

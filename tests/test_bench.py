@@ -33,7 +33,7 @@ def test_the_table_holds_what_was_measured(
     monkeypatch.setattr(bench_networks, "CASES", (tiny,))
     monkeypatch.setattr(bench_networks, "LENGTHS", (256, 512))
     monkeypatch.setattr(bench_networks, "MATMUL_SIDE", {"cpu": 256})
-    monkeypatch.setattr(bench_networks, "PRECISIONS", {"cpu": ("float32",)})
+    monkeypatch.setattr(bench_networks, "PRECISIONS", {"cpu": ("float32", "bfloat16")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.bench(tmp_path / "new" / "table.json") == 0
     written = json.loads((tmp_path / "new" / "table.json").read_text())
@@ -44,6 +44,8 @@ def test_the_table_holds_what_was_measured(
     assert "small" in printed and "no such card" in printed
     speed, lengths = written["networks"][0], written["scan"]
     assert speed["name"] == "tiny" and speed["seconds"] > 0 and 0.1 < speed["peak_gib"] < 4 and speed["tflop"] > 0
+    half = written["networks"][1]
+    assert speed["difference"] == 0 and half["precision"] == "bfloat16" and 0 < half["difference"] < 0.1
     assert [row["tokens"] for row in lengths] == [256, 512] and all(row["seconds"] > 0 for row in lengths)
     assert "tiny" in printed and "to the power" in printed
 

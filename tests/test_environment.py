@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blender_addon import environment, install_packages
+from blender_addon import environment, install_packages, protocol
 from blender_addon.backend_process import clean_environment
 from blender_addon.child import Child
 from blender_addon.environment import SetupError, begin_setup, check_environment, python_of
@@ -242,7 +242,7 @@ def test_needs_are_a_sentence(monkeypatch):
 
 def test_this_environment_is_usable():
     report = check_environment(Path(sys.executable))
-    assert report.usable and report.versions["torch"].startswith("2.") and report.protocol == 1
+    assert report.usable and report.versions["torch"].startswith("2.") and report.protocol == protocol.VERSION
 
 
 def test_environments_that_are_not(tmp_path, bare):
