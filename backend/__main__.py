@@ -1,4 +1,4 @@
-"""python -m backend serve | reconstruct | weights | bench: the server that Blender starts, and work without Blender."""
+"""python -m backend serve | reconstruct | train | evaluate | weights | bench: Blender's server, and work without it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(
         commands.add_parser("reconstruct", help="make splats, and a textured mesh, of images with cameras")
     )
+    _add_evaluate(commands.add_parser("evaluate", help="print the quality table of a folder of objects"))
+    _add_train(commands.add_parser("train", help="train a network, or write the network of a run to a file"))
     _add_weights(commands.add_parser("weights", help="list, fetch, verify and remove published checkpoints"))
     bench = commands.add_parser("bench", help="print the speed table of this machine")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
@@ -70,6 +72,44 @@ def _add_reconstruct(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "dataset",
+        type=Path,
+        metavar="DATASET",
+        help="a folder of objects, each with transforms_input.json, transforms_test.json and their pictures",
+    )
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="what is judged, may be given several times: nearest, hull, "
+        + ", ".join(FAMILIES)
+        + "; grm+100 is refined by 100 steps of fit; fit@10s stops after 10 seconds (fit)",
+    )
+    add("--baselines", action="store_true", help="also nearest, hull, fit@10s and fit@60s")
+    add("--weights", default="", metavar="NAME_OR_PATH", help="the networks' checkpoint; without it, their defaults")
+    add("--refine", type=int, default=0, metavar="STEPS", help="the same as +STEPS at each network that has none")
+    add("--mesh", action="store_true", help="judge meshes too")
+    add("--lpips", type=Path, metavar="PATH", help="the weights of LPIPS, a file or a folder")
+    add("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    add("--objects", type=int, metavar="N", help="the first N objects alone")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    add("--seed", type=int, default=0)
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("config", nargs="?", type=Path, metavar="CONFIG.json", help="what to train, see backend/train_config.py")
+    add("--out", type=Path, required=True, metavar="DIR", help="of the run, which goes on if it is there; or the file")
+    add("--export", type=Path, metavar="RUN", help="train nothing: write the best network of this run to --out")
+    add("--minutes", type=float, default=0.0, help="how long the whole run takes, instead of what CONFIG.json says")
+    add("--stop-after", type=float, default=0.0, metavar="MINUTES", help="leave then; the same command goes on later")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+
+
 def _add_weights(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("action", choices=("list", "fetch", "verify", "remove"), help="what to do")
@@ -110,6 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
             from backend.bench import bench
 
             return bench(given.json)
+        case "train":
+            from backend import train_command
+
+            return train_command.command(given)
+        case "evaluate":
+            from backend import evaluate_command
+
+            return evaluate_command.command(given)
         case _:
             from backend.command_line import reconstruct
 

@@ -116,6 +116,13 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
+def quats_of(rotations: Tensor) -> Tensor:
+    """[...,4] wxyz unit quaternions of rotation matrices [...,3,3]; not differentiable."""
+    matrices = rotations.detach().cpu().double().reshape(-1, 3, 3).numpy()
+    quats = torch.from_numpy(Rotation.from_matrix(matrices).as_quat(scalar_first=True))
+    return quats.reshape(*rotations.shape[:-2], 4).to(rotations)
+
+
 def multiply_quats(left: Tensor, right: Tensor) -> Tensor:
     """[...,4] wxyz products: the rotation `right` first, then `left`."""
     a, b, c, d = left.unbind(-1)
@@ -142,7 +149,7 @@ def transform(gaussians: Gaussians, matrix: Tensor) -> Gaussians:
     if not (determinant > 0 and float(error) <= 1e-4 * scale**2):
         raise ValueError(f"transform: expected a rotation with one scale in all directions, found {linear.tolist()}")
     rotation = linear / scale
-    quat = torch.from_numpy(Rotation.from_matrix(rotation.numpy()).as_quat(scalar_first=True)).to(gaussians.quats)
+    quat = quats_of(rotation).to(gaussians.quats)
     harmonics = spherical_harmonics.rotation_matrix(rotation, gaussians.sh_degree).to(gaussians.sh)
     return Gaussians(
         means=gaussians.means @ (linear.T).to(gaussians.means) + matrix[:3, 3].to(gaussians.means),

@@ -35,3 +35,13 @@ def needles(scales: Tensor, ratio: float) -> Tensor:
     """
     ordered = scales.sort(dim=1).values
     return (ordered[:, 2] / ordered[:, 1].clamp_min(1e-12) - ratio).clamp_min(0).mean()
+
+
+def perceptual(got: Tensor, want: Tensor) -> Tensor:
+    """[] how unlike two sets of pictures [V,H,W,3], range 0..1, look: their structure, and their edges.
+
+    1 - SSIM, and the mean difference of the steps between neighbouring pixels. It stands where the papers have the
+    features of a network that was trained to recognise things, whose weights are not ours to give.
+    """
+    steps = [(got.diff(dim=axis) - want.diff(dim=axis)).abs().mean() for axis in (-3, -2)]
+    return 1 - ssim(got, want, every=SSIM_EVERY) + sum(steps)

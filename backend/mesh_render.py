@@ -1,10 +1,4 @@
-"""A z-buffer renderer of textured meshes on the CPU, for pinhole and orthographic cameras.
-
-A triangle is set up in homogeneous coordinates (Olano and Greer, "Triangle scan conversion using 2D homogeneous
-coordinates", 1997): with the camera-space corners as the columns of M, the solution b of M b = (x, y, 1) for the ray
-through a pixel is the barycentric weight of each corner over the depth. So nothing is clipped against the near plane,
-and the weights are right in perspective. An orthographic camera uses the columns (x, y, 1).
-"""
+"""A renderer of textured meshes without light on the CPU, for pinhole and orthographic cameras."""
 
 from __future__ import annotations
 
@@ -15,12 +9,10 @@ import numba
 import numpy as np
 import torch
 
+from backend import triangles
 from backend.cameras import Cameras
 from backend.rendering import Rendering
-
-EDGE_TOLERANCE = 1e-9  # of a barycentric weight: a pixel centre on a shared edge must not fall between two triangles
-NEAR = 1e-6  # of the largest distance of a vertex from the camera: what lies nearer counts as behind it
-BAND_ROWS = 32  # rows of one parallel piece of work
+from backend.triangles import Mesh
 
 
 @dataclass(frozen=True)
@@ -42,94 +34,20 @@ def rasterise(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> Frag
 
     vertices [N,3] world, faces [M,3]. Faces without an area are skipped.
     """
-    count, height, width = len(cameras), cameras.height, cameras.width
-    index = np.full((count, height, width), -1, dtype=np.int32)
-    weights = np.zeros((count, height, width, 3), dtype=np.float32)
-    depth = np.zeros((count, height, width), dtype=np.float32)
-    corners = np.ascontiguousarray(faces, dtype=np.int64)
-    for view in range(count):
-        viewmat = cameras.viewmats[view].detach().cpu().numpy().astype(np.float64)
-        pixel_matrix = cameras.Ks[view].detach().cpu().numpy().astype(np.float64)
-        orthographic = bool(cameras.orthographic[view])
-        points = vertices.astype(np.float64) @ viewmat[:3, :3].T + viewmat[:3, 3]
-        near = NEAR * float(np.abs(points).max(initial=0.0))
-        edges, boxes = _set_up(points, corners, pixel_matrix, orthographic, near, width, height)
-        _fill(points[corners, 2], edges, boxes, orthographic, near, index[view], weights[view], depth[view])
+    shape = (len(cameras), cameras.height, cameras.width)
+    index = np.full(shape, -1, dtype=np.int32)
+    weights = np.zeros((*shape, 3), dtype=np.float32)
+    depth = np.zeros(shape, dtype=np.float32)
+    mesh = Mesh(torch.from_numpy(np.array(vertices, dtype=np.float64)), torch.from_numpy(np.array(faces, np.int64)))
+    for view in range(len(cameras)):  # one view at a time: of a large mesh, the outlines fill the memory
+        outlines = triangles.outline([mesh], [cameras[[view]].to("cpu")])
+        hits = triangles.nearest(outlines)
+        row, column = (hits.faces[0] >= 0).nonzero(as_tuple=True)
+        chosen = hits.faces[0, row, column].long()
+        at_hits = triangles.weights(triangles.weight_table(outlines), chosen, column + 0.5, row + 0.5)
+        index[view], depth[view] = hits.faces[0].numpy(), hits.depth[0].numpy()
+        weights[view, row.numpy(), column.numpy()] = at_hits.T.numpy()
     return Fragments(index, weights, depth)
-
-
-@numba.njit(cache=True)
-def _set_up(points, corners, pixel_matrix, orthographic, near, width, height):
-    """Per face: the matrix [3,3] from a pixel (x, y, 1) to weights (over depth), and its pixel box x0 x1 y0 y1."""
-    count = corners.shape[0]
-    edges = np.zeros((count, 3, 3))
-    boxes = np.zeros((count, 4), dtype=np.int32)
-    rows = np.empty((3, 3))
-    for face in range(count):
-        x0, x1, y0, y1, behind = np.inf, -np.inf, np.inf, -np.inf, 0
-        for corner in range(3):
-            x, y, z = points[corners[face, corner]]
-            w = 1.0 if orthographic else z
-            rows[corner, 0] = pixel_matrix[0, 0] * x + pixel_matrix[0, 1] * y + pixel_matrix[0, 2] * w
-            rows[corner, 1] = pixel_matrix[1, 1] * y + pixel_matrix[1, 2] * w
-            rows[corner, 2] = w
-            if z <= near:
-                behind += 1
-            else:
-                x0, x1 = min(x0, rows[corner, 0] / w), max(x1, rows[corner, 0] / w)
-                y0, y1 = min(y0, rows[corner, 1] / w), max(y1, rows[corner, 1] / w)
-        if behind == 3:
-            continue
-        if behind > 0:  # the outline passes through infinity: try all pixels
-            x0, x1, y0, y1 = 0.0, float(width), 0.0, float(height)
-        a, b, c = rows[0], rows[1], rows[2]
-        edges[face, 0] = np.cross(b, c)
-        edges[face, 1] = np.cross(c, a)
-        edges[face, 2] = np.cross(a, b)
-        determinant = np.dot(a, edges[face, 0])
-        if determinant == 0.0:
-            continue
-        edges[face] /= determinant
-        # the pixels whose centre, at +0.5, is inside; clipped before the conversion, which cannot hold huge values
-        boxes[face, 0] = int(np.ceil(min(max(x0 - 0.5, 0.0), float(width)) - 1e-6))
-        boxes[face, 1] = int(np.floor(min(max(x1 - 0.5, -1.0), width - 1.0) + 1e-6)) + 1
-        boxes[face, 2] = int(np.ceil(min(max(y0 - 0.5, 0.0), float(height)) - 1e-6))
-        boxes[face, 3] = int(np.floor(min(max(y1 - 0.5, -1.0), height - 1.0) + 1e-6)) + 1
-    return edges, boxes
-
-
-@numba.njit(parallel=True, cache=True)
-def _fill(corner_depths, edges, boxes, orthographic, near, index, weights, depth):
-    height = index.shape[0]
-    bands = (height + BAND_ROWS - 1) // BAND_ROWS
-    for band in numba.prange(bands):
-        top, bottom = band * BAND_ROWS, min((band + 1) * BAND_ROWS, height)
-        for face in range(edges.shape[0]):
-            if boxes[face, 3] <= top or boxes[face, 2] >= bottom:
-                continue
-            z0, z1, z2 = corner_depths[face]
-            m = edges[face]
-            for row in range(max(boxes[face, 2], top), min(boxes[face, 3], bottom)):
-                y = row + 0.5
-                for column in range(boxes[face, 0], boxes[face, 1]):
-                    x = column + 0.5
-                    b0 = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-                    b1 = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-                    b2 = m[2, 0] * x + m[2, 1] * y + m[2, 2]
-                    total = b0 + b1 + b2
-                    if total <= 0.0:  # the hit is behind the camera
-                        continue
-                    limit = -EDGE_TOLERANCE * total
-                    if b0 < limit or b1 < limit or b2 < limit:
-                        continue
-                    z = b0 * z0 + b1 * z1 + b2 * z2 if orthographic else 1.0 / total
-                    if z <= near or (index[row, column] >= 0 and z >= depth[row, column]):
-                        continue
-                    index[row, column] = face
-                    depth[row, column] = z
-                    weights[row, column, 0] = b0 / total
-                    weights[row, column, 1] = b1 / total
-                    weights[row, column, 2] = b2 / total
 
 
 # ---- textures

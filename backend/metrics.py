@@ -1,13 +1,18 @@
-"""How close two pictures are: PSNR and SSIM, differentiable and batched."""
+"""How close two pictures are, PSNR and SSIM, differentiable and batched; masks; and how close two surfaces are."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 SSIM_SIGMA = 1.5  # Wang et al. 2004, section III-B: an 11 x 11 window with this deviation
 SSIM_RADIUS = 5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 for pictures whose range L is 1
+SOLID = 0.5  # alpha above this is object
 
 
 def psnr(got: Tensor, want: Tensor) -> Tensor:
@@ -58,3 +63,43 @@ def _windows(size: int, like: Tensor, every: int) -> Tensor:
     offsets = positions[None] - first - (taps - 1) / 2
     weights = torch.where(offsets.abs() <= taps / 2, torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2), 0)
     return weights / weights.sum(1, keepdim=True)
+
+
+# ---- masks
+
+
+def object_box(alpha: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the smallest rectangle with all pixels of alpha [H,W] above one half; all where none is."""
+    rows, columns = torch.nonzero(alpha > SOLID, as_tuple=True)
+    if len(rows) == 0:
+        return slice(0, alpha.shape[0]), slice(0, alpha.shape[1])
+    return slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
+
+
+def alpha_iou(got: Tensor, want: Tensor) -> Tensor:
+    """[] intersection over union of the pixels of two alpha maps [H,W] above one half; 0 where neither has any."""
+    a, b = got > SOLID, want > SOLID
+    return (a & b).sum() / (a | b).sum().clamp_min(1)
+
+
+# ---- surfaces
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close two surfaces are.
+
+    chamfer  mean distance from a point of either to the nearest of the other, averaged over both ways, scene units
+    f1       harmonic mean of the shares of either's points that have one of the other within the limit, 0..1
+    """
+
+    chamfer: float
+    f1: float
+
+
+def closeness(got: np.ndarray, want: np.ndarray, *, limit: float) -> Closeness:
+    """Of points on two surfaces, [P,3] and [Q,3], at least one each; `limit` in scene units."""
+    there, back = KDTree(want).query(got)[0], KDTree(got).query(want)[0]
+    precision, recall = float((there < limit).mean()), float((back < limit).mean())
+    chamfer = 0.5 * (float(there.mean()) + float(back.mean()))
+    return Closeness(chamfer, 2 * precision * recall / max(precision + recall, 1e-9))

@@ -29,7 +29,7 @@ def test_the_table_holds_what_was_measured(
     for scenes in ("CPU_SCENES", "SLOW_SCENES", "SAME_SIZE_SCENES"):
         monkeypatch.setattr(bench, scenes, small)
     monkeypatch.setattr(bench, "gsplat_problem", lambda: "no such card")
-    tiny = bench_networks.Case("tiny", "grm", "own_small", 2, 32, (("input_res", 32), ("layers", 1), ("width", 128)))
+    tiny = bench_networks.Case("tiny", "grm", "starter", 2, 32, (("input_res", 32), ("layers", 1), ("width", 128)))
     monkeypatch.setattr(bench_networks, "CASES", (tiny,))
     monkeypatch.setattr(bench_networks, "LENGTHS", (256, 512))
     monkeypatch.setattr(bench_networks, "MATMUL_SIDE", {"cpu": 256})

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from backend import spherical_harmonics
-from backend.gaussians import Gaussians, merge, prune, rgb_to_sh, rotation_matrices, sh_to_rgb, transform
+from backend.gaussians import Gaussians, merge, prune, quats_of, rgb_to_sh, rotation_matrices, sh_to_rgb, transform
 from backend.rasterise_reference import rasterise_reference
 from tests.splat_scenes import cameras_around, in_float64, random_gaussians
 
@@ -42,6 +42,19 @@ def test_rotation_matrices_match_scipy_for_quaternions_of_any_length() -> None:
     quats = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = Rotation.from_quat(quats.numpy(), scalar_first=True).as_matrix()
     torch.testing.assert_close(rotation_matrices(quats), torch.from_numpy(expected))
+
+
+def test_quaternions_of_rotations_and_back() -> None:
+    """Of any leading shape; half turns and the identity too, where formulas by the trace alone break down."""
+    turns = Rotation.random(22, rng=np.random.default_rng(1)).as_matrix()
+    half = [np.diag([1.0, -1, -1]), np.diag([-1.0, 1, -1]), np.diag([-1.0, -1, 1]), np.eye(3)]
+    rotations = torch.from_numpy(np.concatenate([turns, np.stack(half)])).float().view(2, 13, 3, 3)
+    quats = quats_of(rotations)
+    assert quats.shape == (2, 13, 4) and quats.dtype == torch.float32
+    torch.testing.assert_close(quats.norm(dim=-1), torch.ones(2, 13))
+    torch.testing.assert_close(rotation_matrices(quats.view(-1, 4)), rotations.view(-1, 3, 3), atol=1e-5, rtol=0)
+    quarter = quats_of(torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]))  # about z
+    torch.testing.assert_close(quarter, torch.tensor([0.5**0.5, 0, 0, 0.5**0.5]))
 
 
 def test_a_covariance_written_out_by_hand() -> None:

@@ -23,21 +23,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backend.cameras import BadInput, Views, orbit
+from backend.gaussians import rotation_matrices
+from backend.hull import project
 from backend.models import grm_layers
 from backend.models.grm import (
+    BEFORE_HULL,
     GRM,
     HEADS,
     PRESETS,
+    Encoder,
     GRMConfig,
     chosen_views,
     config_from,
+    guided,
     memory_needed,
     reconstruct,
     scales_of,
     takes,
     view_counts,
 )
+from backend.models.grm_cameras import HALF_EXTENT, poses
 from backend.models.grm_config import config_data, known_part
+from backend.models.grm_guide import hull_guide
 from backend.models.grm_layers import Attention, Block, Mlp, Upscale
 from tests import golden_grm
 from tests.splat_scenes import cameras_around
@@ -76,11 +83,13 @@ RELEASED = GRMConfig(
 OWN = replace(
     RELEASED,
     in_channels=4,
+    scale_min_act=0.1,
+    scale_max_act=4.0,
     pixel_grid="centres",
     shuffle="views",
     qk_norm=True,
-    scale_reference=512,
-    placement="extent",
+    placement="object",
+    guided=True,
 )
 
 
@@ -97,6 +106,16 @@ def network(config: GRMConfig, seed: int = 0) -> GRM:
 def some_views(count: int, side: int = 32, *, orthographic: bool = False, seed: int = 1) -> Views:
     images = torch.rand(count, side, side, 4, generator=torch.Generator().manual_seed(seed))
     return Views(images, cameras_around(count, side, side, orthographic=orthographic))
+
+
+def standing_views(count: int = 4, *, orthographic: bool = False) -> Views:
+    """Pictures of 40 x 40 pixels in whose middle 28 x 28 opaque ones of any colour stand; cut to 32 x 32 for a guided
+    network, they stay as they are.
+    """
+    views = some_views(count, side=40, orthographic=orthographic)
+    alpha = torch.zeros(count, 40, 40)
+    alpha[:, 6:34, 6:34] = 1
+    return replace(views, images=torch.cat([views.images[..., :3], alpha[..., None]], dim=-1))
 
 
 def batch(config: GRMConfig, views: int, size: int = 1, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,15 +202,15 @@ def test_published_keys_and_shapes(levels: int, half: bool, ratio: int, numbers:
 
 
 def test_presets() -> None:
-    assert set(PRESETS) == {"grm_u", "grm_r", "grm_zero123plus", "own_small"}
+    assert set(PRESETS) == {"grm_u", "grm_r", "grm_zero123plus", "starter"}
     with torch.device("meta"):
-        small = sum(parameter.numel() for parameter in GRM(PRESETS["own_small"]).parameters())
-    assert 10e6 < small < 14e6
-    assert view_counts(PRESETS["own_small"]) == tuple(range(1, 17))
+        small = sum(parameter.numel() for parameter in GRM(PRESETS["starter"]).parameters())
+    assert 2 * small < 30 * 2**20, "what ships is at most 30 MiB in halves"
+    assert view_counts(PRESETS["starter"]) == tuple(range(1, 17))
     assert view_counts(PRESETS["grm_u"]) == (1, 4, 9, 16)
     smallest = torch.tensor([-100.0]), torch.tensor([100.0])
-    low, high = (float(scales_of(raw, PRESETS["own_small"])) for raw in smallest)
-    assert (low, high) == pytest.approx((0.02, 0.08))  # 128 pixels: four times the range of 512
+    low, high = (float(scales_of(raw, PRESETS["starter"])) for raw in smallest)
+    assert (low, high) == pytest.approx((0.1, 4.0))  # pixels
 
 
 # ---- configuration
@@ -205,6 +224,9 @@ def published_config(**changes: Any) -> dict[str, Any]:
         section, field = name.split("__")
         data[section][field] = value
     return data
+
+
+GUIDED = {"visual__guided": True, "visual__in_channels": 4, "visual__pixel_grid": "centres"}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +249,12 @@ def published_config(**changes: Any) -> dict[str, Any]:
         ({"render__background": 0}, r"render\.background"),
         ({"render__scaling_activation_type": "tanh"}, "render_scaling"),
         ({"render__scale_min_act": None}, "scale_min_act"),
+        ({"visual__guided": 1}, "guided"),
+        ({"visual__guided": True}, "in_channels"),
+        ({"visual__guided": True, "visual__in_channels": 4}, "pixel_grid"),
+        (GUIDED | {"visual__half_res_input": True}, "half_res_input"),
+        (GUIDED | {"visual__bwindow_size": 16}, "bwindow_size"),
+        ({"visual__scale_reference": 512}, r"visual\.scale_reference"),
     ],
 )
 def test_config_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -251,7 +279,7 @@ def test_config_says_what_is_missing() -> None:
 
 
 def test_config_round_trip() -> None:
-    for config in (*PRESETS.values(), RELEASED, OWN, replace(OWN, bwindow_size=16, checkpointing=True)):
+    for config in (*PRESETS.values(), RELEASED, OWN, replace(OWN, guided=False, bwindow_size=16, checkpointing=True)):
         assert config_from(json.loads(json.dumps(config_data(config)))) == config
 
 
@@ -380,15 +408,17 @@ def test_heads_are_pixel_shuffles() -> None:
 # ---- the whole
 
 
-def test_batch_items_do_not_meet() -> None:
-    model = network(RELEASED)
-    given = batch(RELEASED, 4, size=2)
+@pytest.mark.parametrize("config", [RELEASED, OWN], ids=["released", "own"])
+def test_batch_items_do_not_meet(config: GRMConfig) -> None:
+    model = network(config)
+    given = batch(config, 4, size=2)
     together = model(*given)
     for item in (0, 1):
         alone = model(*(x[item : item + 1] for x in given))
         for field in fields(alone):
-            want = getattr(alone, field.name)[0]
-            torch.testing.assert_close(getattr(together, field.name)[item], want, rtol=1e-4, atol=1e-5)
+            got = getattr(together, field.name)
+            got = got[item] if len(got) == 2 else got[0]  # one unit for all
+            torch.testing.assert_close(got, getattr(alone, field.name)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5, 16])
@@ -433,12 +463,13 @@ def test_wrong_picture() -> None:
 def test_own_sees_alpha() -> None:
     """Two sets of pictures that are the same over white."""
     views = some_views(2)
-    rgb, alpha = views.images[..., :3], views.images[..., 3:]
+    rgb, alpha = views.images[..., :3], views.images[..., 3:].clamp_min(0.1)
     opaque = replace(views, images=torch.cat([1 - alpha * (1 - rgb), torch.ones_like(alpha)], dim=-1))
-    for channels, differs in ((4, True), (3, False)):
-        model = network(replace(OWN, in_channels=channels))
-        difference = (reconstruct(model, opaque).means - reconstruct(model, views).means).abs().max()
-        assert (float(difference) > 1e-4) == differs
+    clear = replace(views, images=torch.cat([rgb, alpha], dim=-1))
+    for channels, guide in ((4, True), (4, False), (3, False)):
+        model = network(replace(OWN, in_channels=channels, guided=guide))
+        difference = (reconstruct(model, opaque).sh - reconstruct(model, clear).sh).abs().max()
+        assert (float(difference) > 1e-4) == (channels == 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -446,6 +477,7 @@ def test_own_sees_alpha() -> None:
 def test_precisions(dtype: torch.dtype, config: GRMConfig) -> None:
     """Depths stay float32 inside, so that the means lose less than a pixel's 0.08 even in half precision."""
     views = some_views(4)
+    views.images[..., 3].clamp_(min=0.1)  # all are seen
     want = reconstruct(network(config), views)
     got = reconstruct(network(config).to(dtype), views)
     tolerance = 1e-4 if dtype == torch.float64 else 0.03
@@ -465,12 +497,147 @@ def test_gradients_reach_all_weights() -> None:
     for checkpointing in (False, True):
         model = network(replace(OWN, checkpointing=checkpointing))
         raw = model(*batch(OWN, 2))
-        sum(getattr(raw, field.name).square().mean() for field in fields(raw)).backward()  # type: ignore[union-attr]
+        sum(getattr(raw, name).square().mean() for name in HEADS).backward()  # type: ignore[union-attr]
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
         assert float(gradient.abs().max()) > 0, name
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+# ---- guided
+
+
+def silent(config: GRMConfig = OWN) -> GRM:
+    """A network whose heads say 0, so that what it starts from is its answer."""
+    model = network(config)
+    with torch.no_grad():
+        for name in HEADS:
+            model.head_weight(name).zero_()
+    return model
+
+
+@pytest.mark.parametrize("orthographic", [False, True])
+def test_it_starts_from_the_pixels(orthographic: bool) -> None:
+    """Colour and opacity as seen, turned as the camera, 0.6 pixels large where it lies; what is not seen is dropped."""
+    views = standing_views(orthographic=orthographic)
+    gaussians, seen = reconstruct(silent(), views), views.images[..., 3] > 0
+    assert len(gaussians) == int(seen.sum()) == 4 * 28 * 28
+    torch.testing.assert_close(gaussians.colours, views.images[..., :3][seen].clamp(0.02, 0.98), rtol=0, atol=1e-4)
+    torch.testing.assert_close(gaussians.opacities, torch.full((len(gaussians),), 0.98))
+    size = 0.1 + 3.9 / (1 + math.exp(1.9))
+    assert size == pytest.approx(0.6, abs=0.01)
+    for view in range(4):
+        own, camera = gaussians[view * 784 : view * 784 + 784], views.cameras[[view]]
+        turns = camera.c2w[:, :3, :3].expand(784, 3, 3)
+        torch.testing.assert_close(rotation_matrices(own.quats), turns, rtol=0, atol=1e-4)
+        pixel = (1.0 if orthographic else project(own.means, camera, 0)[1]) / camera.Ks[0, 0, 0]
+        torch.testing.assert_close(own.scales, (size * pixel).expand(784)[:, None].expand(784, 3), rtol=1e-3, atol=0)
+
+
+def test_colours_are_not_mixed_with_white() -> None:
+    """A half see-through pixel's own colour, not what it looks like in front of white."""
+    views = standing_views()
+    views.images[..., 3] *= 0.5
+    gaussians = reconstruct(silent(), views)
+    seen = views.images[..., 3] > 0
+    torch.testing.assert_close(gaussians.colours, views.images[..., :3][seen].clamp(0.02, 0.98), rtol=0, atol=1e-4)
+    torch.testing.assert_close(gaussians.opacities, torch.full((len(gaussians),), 0.5))
+
+
+def test_said_turns_count_from_the_cameras_axes() -> None:
+    """A third of a turn about the view's (1,1,1): its right becomes its down, that its forward."""
+    images, c2w, Ks = batch(OWN, 2)
+    cameras = poses(c2w, Ks, None, 32)
+    raw = {name: torch.zeros(1, 2, 32, 32, count) for name, count in HEADS.items()}
+    raw["rotation"][..., 1:] = 1.0  # and the 1 that is there already
+    found = guided(raw, hull_guide((images[:, :, 3] + 1) / 2, cameras), images, cameras, OWN)
+    turns = rotation_matrices(found.rotation[0]).view(2, 1024, 3, 3)
+    want = c2w[0, :, None, :3, [1, 2, 0]].expand(2, 1024, 3, 3)
+    torch.testing.assert_close(turns, want, rtol=0, atol=1e-5)
+
+
+def test_depths_stay_about_the_hull() -> None:
+    """From a little before the entry to a little behind the last leave, whatever the network says; it starts at the
+    entry, and more is farther.
+    """
+    images, c2w, Ks = batch(OWN, 3)
+    cameras = poses(c2w, Ks, None, 32)
+    guide = hull_guide((images[:, :, 3] + 1) / 2, cameras)
+    said = torch.tensor([-60.0, -3.0, 0.0, 2.0, 4.0, 60.0])
+    depths = []
+    for number in said:
+        raw = {name: torch.full((1, 3, 32, 32, count), float(number)) for name, count in HEADS.items()}
+        depths.append(guided(raw, guide, images, cameras, OWN).depth)
+    torch.testing.assert_close(depths[0], guide.entry - BEFORE_HULL)
+    torch.testing.assert_close(depths[-1], guide.entry + guide.room + BEFORE_HULL)
+    assert float((depths[2] - guide.entry).abs().max()) < 0.01
+    assert bool((torch.stack(depths).diff(dim=0) >= 0).all()) and bool((depths[4] > depths[2] + 0.01).all())
+
+
+def test_tokens_left_out_are_as_if_masked() -> None:
+    """A slow twin: attention over all tokens, with minus infinity where a key shows nothing."""
+    encoder = network(OWN).visual_encoder["transformer_encoder"]
+    assert isinstance(encoder, Encoder)
+    generator = torch.Generator().manual_seed(3)
+    picture, rays = (torch.randn(2, 3, channels, 32, 32, generator=generator) for channels in (6, 6))
+    seen = torch.rand(2, 48, generator=generator) < torch.tensor([[0.2], [0.7]])
+    got = encoder(picture, rays, seen)
+    patches = F.conv2d(torch.cat([picture, rays], dim=2).flatten(0, 1), encoder.conv.weight, stride=8)
+    tokens = encoder.layernorm1(patches.flatten(2).mT + encoder.positional_embedding).reshape(2, 48, 128)
+    mixed = tokens
+    for block in encoder.transformer.resblocks:
+        assert isinstance(block, Block)
+        mixed = mixed + masked(block.attn, block.layernorm1(mixed), seen)
+        mixed = mixed + block.mlp(block.layernorm2(mixed))
+    want = encoder.layernorm2(torch.where(seen[..., None], mixed, tokens))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert float((encoder(picture, rays) - want).detach().abs().max()) > 0.01, "the mask matters"
+
+
+def masked(attention: Attention, x: Tensor, seen: Tensor) -> Tensor:
+    """x [B,L,C], seen [B,L] -> [B,L,C]"""
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, -1, 64)).permute(2, 0, 3, 1, 4)
+    scores = attention.q_norm(q) @ attention.k_norm(k).mT / 8 + torch.where(seen, 0.0, -math.inf)[:, None, None]
+    return attention.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_patches_that_show_anything_are_seen() -> None:
+    images = torch.full((1, 2, 4, 32, 32), -1.0)
+    images[0, 1, 3, 9, 30] = -0.999  # the faintest of row 1, column 3 of the second view's 4 x 4 patches
+    assert network(OWN).seen(images).nonzero().tolist() == [[0, 16 + 4 + 3]]
+
+
+def test_where_nothing_is_seen_nothing_is_there() -> None:
+    views = standing_views()
+    model = silent()
+    views.images[2, ..., 3] = 0  # says that there is nothing at all
+    some = reconstruct(model, views)
+    assert len(some) == 3 * 784 and bool(some.finite.all())
+    views.images[..., 3] = 0
+    assert len(reconstruct(model, views)) == 0
+
+
+def test_one_view_with_depth() -> None:
+    """The depth says where the object is, and then a single mask rules nothing out: it starts at the near end."""
+    views = standing_views(1)
+    with pytest.raises(BadInput, match=r"views: .* depth"):
+        reconstruct(silent(), views)
+    depth = torch.where(views.images[..., 3] > 0, 3.5, 0.0)
+    means = reconstruct(silent(), replace(views, depth=depth)).means
+    middle = unproject_pixel(views, 20.0, 20.0, 3.5)
+    scale = float(views.cameras.Ks[0, [0, 1], [0, 1]].mean()) / 16 * HALF_EXTENT / 3.5  # 32 pixels are the window
+    near = 3.5 - (HALF_EXTENT * (1 + 0.5 / 32)) / scale
+    assert float((project(means, views.cameras, 0)[1] - near).abs().max()) < 0.02 / scale
+    torch.testing.assert_close(reconstruct(silent(), views, target=middle).means, means, rtol=0, atol=1e-4)
+
+
+def unproject_pixel(views: Views, u: float, v: float, z: float) -> Tensor:
+    """[3] the world's point at depth z under a pixel position of the first view."""
+    K, c2w = views.cameras.Ks[0], views.cameras.c2w[0]
+    local = torch.tensor([(u - float(K[0, 2])) / float(K[0, 0]) * z, (v - float(K[1, 2])) / float(K[1, 1]) * z, z])
+    return c2w[:3, :3] @ local + c2w[:3, 3]
 
 
 # ---- memory
@@ -507,12 +674,14 @@ class PeakMemory(TorchDispatchMode):
         ({"window_size": None, "decoder_ratio": 1}, torch.float32),
         ({"patch_size": 4, "decoder_ratio": 0}, torch.float32),
         ({"patch_size": 16, "width": 64, "decoder_ratio": 0}, torch.bfloat16),
+        (vars(OWN), torch.float32),
+        (vars(OWN) | {"patch_size": 16, "width": 64, "decoder_ratio": 0}, torch.bfloat16),
     ],
-    ids=["upsampler", "upsampler in halves", "no windows", "encoder", "pictures"],
+    ids=["upsampler", "upsampler in halves", "no windows", "encoder", "pictures", "guided", "guided pictures"],
 )
 def test_memory_estimate(changes: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(grm_layers.CHUNK_NUMBERS, "cpu", 2**15)
-    config = replace(RELEASED, layers=1, **changes)
+    config = replace(RELEASED, **changes | {"layers": 1})
     model, views = network(config).to(dtype), some_views(4)
     with PeakMemory(model.parameters()) as memory:
         reconstruct(model, views)

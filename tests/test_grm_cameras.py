@@ -20,15 +20,19 @@ from backend.models.grm_cameras import (
     HALF_EXTENT,
     PixelGrid,
     Placement,
+    Window,
+    cut_out,
     depth_of_origin,
     frame,
+    object_window,
     place,
     plucker,
     poses,
     unproject,
 )
+from backend.projection import ALPHA_MIN
 from tests.splat_scenes import cameras_around
-from tests.test_grm import OWN, RELEASED, network, some_views
+from tests.test_grm import OWN, RELEASED, network, some_views, standing_views
 
 # ---- rays and points
 
@@ -147,7 +151,7 @@ def test_published_cameras_stay_or_come_back(name: str, elsewhere: bool) -> None
 
 def test_outward_undoes_inward() -> None:
     views = moved(some_views(4), similarity(5))
-    placement = place(views, rule="extent", azimuth=1.0, target=None)
+    placement = place(views, rule="object", azimuth=1.0, target=None)
     inside = Views(views.images, placement.inward(views.cameras))
     torch.testing.assert_close(moved(inside, placement.outward).cameras.c2w, views.cameras.c2w, rtol=1e-5, atol=1e-4)
 
@@ -159,7 +163,7 @@ def test_scale_rules(size: int, fov: float) -> None:
     near = place(views, rule="distance", azimuth=0.0, target=None)
     torch.testing.assert_close(near.target.float(), target, rtol=0, atol=1e-4)
     assert near.scale == pytest.approx(CAMERA_DISTANCE / 9)
-    assert place(views, rule="extent", azimuth=0.0, target=None).scale == pytest.approx(
+    assert place(views, rule="object", azimuth=0.0, target=None).scale == pytest.approx(
         HALF_EXTENT / (9 * math.tan(fov / 2)), rel=1e-5
     )
     first = CAMERA_DISTANCE * torch.tensor([math.cos(0.4), 0, math.sin(0.4)])
@@ -171,7 +175,7 @@ def test_orthographic_scale() -> None:
     cameras = cameras_around(4, 40, 40, orthographic=True)
     views = blank(cameras)
     scale = 20 / (0.5 * (cameras.Ks[0, 0, 0] + cameras.Ks[0, 1, 1]))
-    assert place(views, rule="extent", azimuth=0.0, target=None).scale == pytest.approx(HALF_EXTENT / float(scale))
+    assert place(views, rule="object", azimuth=0.0, target=None).scale == pytest.approx(HALF_EXTENT / float(scale))
 
 
 def test_opposite_views_meet_between_the_cameras() -> None:
@@ -185,14 +189,14 @@ def test_opposite_views_meet_between_the_cameras() -> None:
 def test_one_view_needs_to_know_where() -> None:
     views = blank(orbit(1, target=torch.tensor([0.0, 0.0, 1.0]), radius=4.0, elevation=0.2, fov=0.8, size=8))
     with pytest.raises(BadInput, match=r"views: .* depth"):
-        place(views, rule="extent", azimuth=0.0, target=None)
+        place(views, rule="object", azimuth=0.0, target=None)
     depth = torch.zeros(1, 8, 8)
     depth[0, 2:5, 3] = torch.tensor([3.0, 4.0, 6.0])
-    by_depth = place(replace(views, depth=depth), rule="extent", azimuth=0.0, target=None)
-    told = place(views, rule="extent", azimuth=0.0, target=torch.tensor([0.0, 0.0, 1.0]))
+    by_depth = place(replace(views, depth=depth), rule="object", azimuth=0.0, target=None)
+    told = place(views, rule="object", azimuth=0.0, target=torch.tensor([0.0, 0.0, 1.0]))
     torch.testing.assert_close(by_depth.target, told.target, rtol=0, atol=1e-5)
     with pytest.raises(BadInput, match="target"):
-        place(views, rule="extent", azimuth=0.0, target=views.cameras.centres[0] - views.cameras.c2w[0, :3, 2])
+        place(views, rule="object", azimuth=0.0, target=views.cameras.centres[0] - views.cameras.c2w[0, :3, 2])
 
 
 def test_parallel_views_need_to_know_where() -> None:
@@ -200,7 +204,7 @@ def test_parallel_views_need_to_know_where() -> None:
     c2w = cameras.c2w.clone()
     c2w[:, :3, 3] += torch.arange(3)[:, None] * c2w[:, :3, 0]
     with pytest.raises(BadInput, match="views"):
-        place(blank(replace(cameras, c2w=c2w)), rule="extent", azimuth=0.0, target=None)
+        place(blank(replace(cameras, c2w=c2w)), rule="object", azimuth=0.0, target=None)
 
 
 @pytest.mark.parametrize(("count", "tilt"), [(1, 0.3), (2, 0.0)])
@@ -258,17 +262,11 @@ def test_wide_picture_loses_only_its_empty_rim() -> None:
     assert float(frame(opaque, 10, field_of_view=math.pi / 2)[1][0, 0, 2]) == 5  # nothing is cut
 
 
-def test_whole_pictures_are_padded_to_squares() -> None:
-    pictures, Ks = frame(hand_views(10, 8, 7.0, (4.0, 5.0)), 10, field_of_view=None)
-    torch.testing.assert_close(pictures[0, :, 3, 3], torch.tensor([1.0, 0.0, 0.0, 1.0]))
-    torch.testing.assert_close(Ks[0], torch.tensor([[7.0, 0, 4], [0, 7, 6], [0, 0, 1]]))
-
-
 def test_resizing_keeps_mean_and_place() -> None:
     """Half the size: 2 x 2 pixels become one, and intrinsics halve."""
     views = hand_views(8, 8, 8.0, (4.0, 4.0))
     views.images[0, 2:4, 2:4] = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    pictures, Ks = frame(views, 4, field_of_view=None)
+    pictures, Ks = frame(views, 4, field_of_view=2 * math.atan(0.5))  # 8 pixels
     torch.testing.assert_close(Ks[0], torch.tensor([[4.0, 0, 2], [0, 4, 2], [0, 0, 1]]))
     peak = pictures[0, 3].flatten().argmax()
     assert divmod(int(peak), 4) == (1, 1)
@@ -276,28 +274,143 @@ def test_resizing_keeps_mean_and_place() -> None:
     assert float(pictures[0, 3].mean()) == pytest.approx(4.5 / 64, abs=0.01)
 
 
+# ---- cutting out
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "want"),
+    [
+        ((40, 60), (30, 40), Window(39, 24, 22)),  # 20 wide, 1 left free on each side, and square
+        ((1, 21), (60, 80), Window(0, 58, 22)),  # moved into the picture
+        ((0, 20), (60, 80), Window(0, 58, 22)),
+        ((99, 119), (0, 10), Window(98, 0, 22)),
+        ((10, 110), (0, 80), Window(5, -15, 110)),  # higher than the picture: beyond it on both sides
+        ((50, 51), (7, 8), Window(49, 6, 3)),  # a single pixel
+        ((0, 120), (0, 80), Window(-6, -26, 132)),
+    ],
+)
+def test_window_around_an_object(columns: tuple[int, int], rows: tuple[int, int], want: Window) -> None:
+    """In a picture of 120 x 80 pixels; how faint it is does not matter."""
+    alpha = torch.zeros(80, 120)
+    alpha[slice(*rows), slice(*columns)] = 0.01
+    assert object_window(alpha) == want
+
+
+def test_window_around_nothing_is_the_whole_picture() -> None:
+    assert object_window(torch.zeros(80, 120)) == Window(0, -20, 120)
+
+
+@pytest.mark.parametrize("orthographic", [False, True])
+def test_cut_pictures_and_cameras_belong_together(orthographic: bool) -> None:
+    """Pictures whose colours say where in the world their pixels are, before and after; and so does the depth."""
+    cameras = cameras_around(3, 90, 70, orthographic=orthographic)
+    alpha = torch.zeros(3, 70, 90)
+    for view, (top, left) in enumerate(((10, 20), (0, 60), (38, 5))):
+        alpha[view, top : top + 32, left : left + 25] = 1
+    depth = 3 + 0.01 * torch.arange(90.0).expand(3, 70, 90) * alpha
+    images = torch.cat([0.5 + 0.15 * seen_points(cameras, depth), alpha[..., None]], dim=-1)
+    pictures, cut, cut_depth = cut_out(Views(images, cameras, depth * alpha), 24)
+    assert cut_depth is not None and cut_depth.shape == (3, 24, 24) and pictures.shape == (3, 4, 24, 24)
+    solid = pictures[:, 3] > 0.999
+    assert float(solid.float().mean()) > 0.4
+    got = (pictures[:, :3].permute(0, 2, 3, 1) - 0.5) / 0.15
+    assert float((got - seen_points(cut, cut_depth))[solid].abs().max()) < 0.06  # pixels of 0.05, of the nearest depth
+    assert float((got - seen_points(cut, cut_depth))[solid].mean(0).abs().max()) < 0.006
+    assert bool((cut_depth[pictures[:, 3] == 0] == 0).all())
+    assert set(cut_depth.flatten().tolist()) <= set((depth * alpha).flatten().tolist()), "no depth between two others"
+
+
+def seen_points(cameras: Cameras, depth: Tensor) -> Tensor:
+    """[V,H,W,3] world."""
+    origins, directions = rays(cameras)
+    return (
+        origins + depth[..., None] / (directions * cameras.c2w[:, None, None, :3, 2]).sum(-1, keepdim=True) * directions
+    )
+
+
+def test_cut_pictures_without_depth() -> None:
+    assert cut_out(some_views(2), 16)[2] is None
+
+
+def test_cut_pictures_fill_the_networks_world() -> None:
+    """An object looked past is still brought to the origin, and there no picture shows more than 1.26 to each side."""
+    target = torch.tensor([4.0, -2.0, 1.0])
+    aside = torch.tensor([0.3, 0.2, -0.1])
+    cameras = orbit(5, target=target, radius=3.0, elevation=0.4, fov=0.9, size=96)
+    alpha = torch.zeros(5, 96, 96)
+    for view in range(5):
+        (u, v), _ = project(target + aside, cameras, view)
+        left, top = round(float(u)) - 12 - view, round(float(v)) - 12 - view
+        alpha[view, top : top + 24 + 2 * view, left : left + 24 + 2 * view] = 1
+    views = Views(alpha[..., None].expand(5, 96, 96, 4), cameras)
+    pictures, cut, _ = cut_out(views, 32)
+    placement = place(Views(pictures.permute(0, 2, 3, 1), cut), rule="object", azimuth=0.0, target=None)
+    torch.testing.assert_close(placement.target.float(), target + aside, rtol=0, atol=0.02)
+    inward = placement.inward(cut)
+    depths = torch.stack([project(torch.zeros(3), inward, view)[1] for view in range(5)])
+    half_sides = 16 * depths / inward.Ks[:, 0, 0]
+    assert float(half_sides.max()) == pytest.approx(HALF_EXTENT, rel=1e-4)
+    assert float(half_sides.min()) < 0.9 * HALF_EXTENT
+
+
+def test_depth_counts_along_the_ray_through_the_cut_pictures_middle() -> None:
+    """A single view of something at the picture's rim."""
+    views = standing_views(1)
+    images = views.images.roll((-6, 5), (1, 2))
+    depth = torch.where(images[..., 3] > 0, 3.5, 0.0)
+    pictures, cut, cut_depth = cut_out(replace(views, images=images, depth=depth), 32)
+    around = Views(pictures.permute(0, 2, 3, 1), cut, cut_depth)
+    target = place(around, rule="object", azimuth=0.0, target=None).target.float()
+    pixel, z = project(target, views.cameras, 0)
+    torch.testing.assert_close(pixel, torch.tensor([24.0, 16.0]), rtol=0, atol=1e-2)  # windows stay in the picture
+    assert float(z) == pytest.approx(3.5, abs=1e-3)
+
+
 # ---- reconstructions in the world
 
 
 def scene(model: GRM, *, orthographic: bool = False) -> Views:
+    """Nothing in it hangs on rounding: for a guided network, which drops what it does not see, masks are 0 or 1."""
+    if model.config.guided:
+        return standing_views(orthographic=orthographic)
     views = some_views(4, side=40, orthographic=orthographic)
-    if model.config.pixel_grid == "corners":
-        views.images[..., 3] = 1
+    views.images[..., 3] = 1
     return views
+
+
+def steady(model: GRM) -> GRM:
+    """It does not change opacities, so that what it drops is what is not seen."""
+    with torch.no_grad():
+        model.head_weight("opacity").zero_()
+    return model
 
 
 @pytest.mark.parametrize("orthographic", [False, True])
 def test_gaussians_stand_on_their_pixels_rays(orthographic: bool) -> None:
     """Ours: every Gaussian projects onto the middle of its pixel in the camera that was given."""
-    model = network(OWN)
+    model = steady(network(OWN))
     views = moved(scene(model, orthographic=orthographic), similarity(8))
-    means = reconstruct(model, views).means.view(4, 32, 32, 3)
-    middles = (torch.arange(32) + 0.5) * 40 / 32
+    means = reconstruct(model, views).means.view(4, 28, 28, 3)
+    middles = torch.arange(28) + 6.5
     want = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1)
     for view in range(4):
         pixels, depth = project(means[view], views.cameras, view)
         torch.testing.assert_close(pixels, want, rtol=0, atol=0.02)
         assert bool((depth > 0).all())
+
+
+def test_gaussians_stand_on_the_rays_of_resized_pixels() -> None:
+    """66 x 66 pixels are cut to 32 x 32, of which the object has all but about one and a half at each side."""
+    model = steady(network(OWN))
+    views = some_views(2, side=100)
+    views.images[..., 3] = 0
+    views.images[:, 30:90, 20:80, 3] = 1
+    means, kept = reconstruct(model, views).means, cut_out(views, 32)[0][:, 3] >= ALPHA_MIN
+    middles = (torch.arange(32) + 0.5) * 66 / 32
+    want = torch.stack(torch.meshgrid(17 + middles, 27 + middles, indexing="xy"), dim=-1)
+    for view, own in enumerate(means.split(kept.flatten(1).sum(1).tolist())):
+        assert 28**2 < len(own) < 32**2
+        torch.testing.assert_close(project(own, views.cameras, view)[0], want[kept[view]], rtol=0, atol=0.02)
 
 
 def test_published_gaussians_stand_on_the_corners_grid() -> None:
@@ -314,7 +427,7 @@ def test_published_gaussians_stand_on_the_corners_grid() -> None:
 @pytest.mark.parametrize("kind", ["released", "own", "own orthographic"])
 def test_result_moves_with_the_world(kind: str) -> None:
     """A similarity of the cameras is the same similarity of the Gaussians: means, scales and rotations."""
-    model = network(RELEASED if kind == "released" else OWN)
+    model = network(RELEASED) if kind == "released" else steady(network(OWN))
     views, matrix = scene(model, orthographic=kind.endswith("orthographic")), similarity(4)
     want = transform(reconstruct(model, views), matrix)
     got = reconstruct(model, moved(views, matrix))
@@ -345,9 +458,9 @@ def test_target_moves_the_origin() -> None:
     """The network's world is centred where it is told to be."""
     views = scene(network(OWN))
     chosen = torch.tensor([0.1, -0.2, 0.3])
-    placement = place(views, rule="extent", azimuth=0.0, target=chosen)
+    placement = place(views, rule="object", azimuth=0.0, target=chosen)
     assert isinstance(placement, Placement)
     origin = placement.outward[:3, 3].float()
     torch.testing.assert_close(origin, chosen)
-    model = network(OWN)
+    model = steady(network(OWN))
     assert float((reconstruct(model, views, target=chosen).means - reconstruct(model, views).means).abs().max()) > 0.01

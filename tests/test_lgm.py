@@ -574,3 +574,12 @@ def test_aiming_turns_no_farther_than_it_must() -> None:
     between = (cameras.c2w[:, :3, 2] * towards).sum(1).clamp(-1, 1).acos()
     torch.testing.assert_close(angle.double(), between.double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(torch.linalg.det(aimed.c2w[:, :3, :3]), torch.ones(4))
+
+
+def test_training_in_half_precision_keeps_the_positions_exact() -> None:
+    """Under autocast the last layers still tell positions more finely than bfloat16 could."""
+    model = LGM(SMALL).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        raw = model(torch.randn(1, 4, 9, SMALL.input_size, SMALL.input_size))
+    assert raw.dtype == torch.float32
+    assert not torch.equal(raw, raw.bfloat16().float())

@@ -1,4 +1,4 @@
-"""PSNR by hand and SSIM against scikit-image."""
+"""PSNR, masks and surfaces by hand; SSIM against scikit-image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from backend.metrics import over, psnr, ssim
+from backend.metrics import alpha_iou, closeness, object_box, over, psnr, ssim
 
 
 def test_psnr_of_a_constant_error_is_the_textbook_value():
@@ -51,3 +51,42 @@ def test_ssim_takes_pictures_smaller_than_its_window(size):
     picture = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
     assert float(ssim(picture, picture)) == pytest.approx(1.0, abs=1e-5)
     assert float(ssim(1 - picture, picture)) < 0.99
+
+
+def test_the_box_of_an_object():
+    alpha = torch.zeros(6, 8)
+    alpha[2, 3], alpha[4, 5], alpha[0, 0] = 0.6, 1.0, 0.5
+    assert object_box(alpha) == (slice(2, 5), slice(3, 6))
+    assert object_box(torch.full((6, 8), 0.5)) == (slice(0, 6), slice(0, 8)), "nothing is above one half"
+
+
+def test_intersection_over_union_by_hand():
+    want, got = torch.zeros(4, 4), torch.zeros(4, 4)
+    want[:2], got[1:, :3] = 1.0, 0.51  # 8 and 9 pixels, 3 of them common
+    assert float(alpha_iou(got, want)) == pytest.approx(3 / 14)
+    assert float(alpha_iou(want, want)) == 1
+    assert float(alpha_iou(0.9 * got, want)) == 0, "0.46 is not solid"
+    assert float(alpha_iou(torch.zeros(4, 4), torch.zeros(4, 4))) == 0
+
+
+def test_chamfer_and_f_score_by_hand():
+    want = np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]])
+    got = np.array([[0.0, 0, 0.01], [1, 0.03, 0]])
+    close = closeness(got, want, limit=0.02)
+    there = (0.01 + 0.03) / 2
+    back = (0.01 + 0.03 + np.hypot(1, 0.03) + np.hypot(2, 0.03)) / 4
+    assert close.chamfer == pytest.approx((there + back) / 2)
+    assert close.f1 == pytest.approx(2 * 0.5 * 0.25 / 0.75)
+    assert closeness(want, want, limit=0.02).f1 == pytest.approx(1) and closeness(want, want, limit=0.02).chamfer == 0
+    assert closeness(got + 10, want, limit=0.02).f1 == 0
+
+
+def test_the_nearest_points_are_those_of_every_pair():
+    generator = np.random.default_rng(0)
+    got, want = generator.random((50, 3)), generator.random((70, 3))
+    pairs = np.linalg.norm(got[:, None] - want, axis=-1)
+    there, back = pairs.min(1), pairs.min(0)
+    close = closeness(got, want, limit=0.15)
+    precision, recall = (there < 0.15).mean(), (back < 0.15).mean()
+    assert close.chamfer == pytest.approx((there.mean() + back.mean()) / 2)
+    assert close.f1 == pytest.approx(2 * precision * recall / (precision + recall))

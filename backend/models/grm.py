@@ -5,7 +5,9 @@ pictures of an object to one Gaussian a pixel.
                       -> one token for each pixel or few -> depth, colour, opacity, scale, rotation -> Gaussians
 
 Two settings of this one design are chosen by the configuration's fields: *released* is the published network with all
-its quirks, which its weights have learnt; *own* is what this project trains.
+its quirks, which its weights have learnt; *own* is what this project trains. That one is guided: it gets the pictures
+cut out around the object, sees where the masks' visual hull is, and says only how the surface differs from it and the
+Gaussians from the pixels.
 """
 
 from __future__ import annotations
@@ -17,12 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backend.cameras import BadInput, Views, best_spread
-from backend.gaussians import Gaussians, rgb_to_sh, transform
+from backend.cameras import BadInput, Cameras, Views, best_spread
+from backend.full_precision import full_precision
+from backend.gaussians import Gaussians, multiply_quats, quats_of, rgb_to_sh, transform
 from backend.hull import meeting_point
-from backend.models.grm_cameras import FIELD_OF_VIEW, depth_of_origin, frame, place, plucker, poses, unproject
+from backend.models.grm_cameras import (
+    FIELD_OF_VIEW,
+    Poses,
+    cut_out,
+    depth_of_origin,
+    frame,
+    place,
+    plucker,
+    poses,
+    unproject,
+)
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
+from backend.models.grm_guide import Guide, hull_guide
 from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
+from backend.projection import ALPHA_MIN
 
 __all__ = [
     "GRM",
@@ -44,6 +59,11 @@ SIDE_MULTIPLE = 1  # pictures of any size are framed and resized
 IGNORED: tuple[str, ...] = ()  # no published key is dropped on loading
 HEADS = {"depth": 1, "feature": 3, "opacity": 1, "scaling": 3, "rotation": 4}  # numbers a Gaussian; feature is colour
 OPACITY_OFFSET = -2.0  # Gaussians start about 0.12 opaque
+# Where a guided network starts from:
+BEFORE_HULL = 0.02  # how far before the hull's surface a Gaussian may lie: masks are not exact
+BEHIND_START = -4.0  # softplus of it: how far behind that
+SIZE_START = -1.9  # sigmoid of it in the range of scales: 0.6 pixels
+FAINTEST, CLEAREST = 1e-3, 0.98  # colours and alphas between these have a logit
 ALLOCATOR = 1.2  # what allocators and kernels keep beside the tensors
 
 
@@ -57,6 +77,7 @@ class RawGaussians:
     opacity   [B,N,1] before the sigmoid
     scaling   [B,N,3] before `scales_of`
     rotation  [B,N,4] wxyz of any length
+    unit      [B,N,1] or [1,1,1], length that the scales count in: guided, what a pixel measures at that depth
     """
 
     depth: Tensor
@@ -65,6 +86,7 @@ class RawGaussians:
     opacity: Tensor
     scaling: Tensor
     rotation: Tensor
+    unit: Tensor
 
 
 class Encoder(nn.Module):
@@ -72,7 +94,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: GRMConfig) -> None:
         super().__init__()
-        width, channels = config.width, config.in_channels + 6
+        width, channels = config.width, _channels(config)
         self.conv = nn.Conv2d(channels, width, config.patch_size, config.patch_size, bias=False)
         self.positional_embedding = nn.Parameter(torch.empty(1, config.grid**2, width))  # all views share it
         self.layernorm1 = nn.LayerNorm(width)
@@ -86,13 +108,27 @@ class Encoder(nn.Module):
         self.layernorm2 = nn.LayerNorm(width)
         nn.init.trunc_normal_(self.positional_embedding, std=0.02)
 
-    def forward(self, picture: Tensor, rays: Tensor) -> Tensor:
-        """picture [B,V,C,A,A], rays [B,V,6,A,A] -> tokens [B,V*n,D]"""
+    def forward(self, picture: Tensor, rays: Tensor, seen: Tensor | None = None) -> Tensor:
+        """picture [B,V,C,A,A], rays [B,V,6,A,A] -> tokens [B,V*n,D]; `seen` [B,V*n] bool: the others are left out."""
         patches = torch.cat([picture, rays], dim=2).to(self.conv.weight.dtype)
         patches = F.conv2d(patches.flatten(0, 1), self.conv.weight, stride=self.conv.stride)  # [B*V,D,s,s]
         tokens = patches.flatten(2).transpose(1, 2) + self.positional_embedding  # [B*V,n,D]
         tokens = self.layernorm1(tokens).unflatten(0, picture.shape[:2]).flatten(1, 2)  # [B,V*n,D]
-        return self.layernorm2(self.transformer(tokens))
+        mixed = self.transformer(tokens) if seen is None else self._mixed(tokens, seen)
+        return self.layernorm2(mixed)
+
+    def _mixed(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """[B,L,D]: the seen tokens after they saw each other, an object at a time for their numbers differ."""
+        rows = []
+        for row, kept in zip(tokens, seen, strict=True):
+            place = kept.nonzero()[:, 0]
+            rows.append(row.index_copy(0, place, self.transformer(row[None, place])[0].to(row.dtype)))
+        return torch.stack(rows)
+
+
+def _channels(config: GRMConfig) -> int:
+    """Of what the network sees: a picture, its rays, and the guide."""
+    return config.in_channels + 6 + (2 if config.guided else 0)
 
 
 class Upsampler(nn.Module):
@@ -129,6 +165,9 @@ class GRM(nn.Module):
         parts: dict[str, nn.Module] = {"transformer_encoder": Encoder(config), "gaussian_upsampler": Upsampler(config)}
         for name, numbers in HEADS.items():
             parts[f"out_layer_{name}"] = nn.Conv2d(width, numbers * area, 1, bias=False)
+        if config.guided:  # the pixels themselves, past all the tokens
+            side = config.shuffle_left
+            parts["shortcut"] = nn.Conv2d(_channels(config), width, side, side, bias=False)
         self.visual_encoder = nn.ModuleDict(parts)
         nn.init.normal_(self.head_weight("depth"), std=config.depth_std)  # all start near the plane through the origin
         nn.init.normal_(self.head_weight("scaling"), std=0.02)
@@ -143,21 +182,27 @@ class GRM(nn.Module):
         self._check(images)
         config, views = self.config, images.shape[1]
         cameras = poses(c2w, Ks, orthographic, config.input_res)
+        guide = hull_guide(images[:, :, 3].add(1).div(2), cameras) if config.guided else None
         picture = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (-1, views)) if config.half_res_input else images
+        picture = torch.cat([picture, guide.channels()], dim=2) if guide else picture
         rays = plucker(cameras, config.network_res, config.pixel_grid)  # [B,V,6,A,A]
-        tokens = self.visual_encoder["transformer_encoder"](picture, rays)  # [B,V*n,D]
+        seen = self.seen(images) if guide else None
+        tokens = self.visual_encoder["transformer_encoder"](picture, rays, seen)  # [B,V*n,D]
         tokens = self.visual_encoder["gaussian_upsampler"](tokens, views)  # [B,V*n*4^levels,C]
+        tokens = tokens + self.shortcut(picture, rays) if guide else tokens
         raw = {name: self.pixels(maps) for name, maps in self.head_maps(tokens, views).items()}  # [B,V,R,R,numbers]
-        offset = depth_of_origin(cameras, config.pixel_grid)
-        depth = raw["depth"][..., 0] + offset[:, :, None, None]  # [B,V,R,R]
-        return RawGaussians(
-            depth=depth,
-            means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
-            feature=raw["feature"].flatten(1, 3),
-            opacity=raw["opacity"].flatten(1, 3) + OPACITY_OFFSET,
-            scaling=bounded_scaling(raw["scaling"].flatten(1, 3), config),
-            rotation=raw["rotation"].flatten(1, 3),
-        )
+        return guided(raw, guide, images, cameras, config) if guide else published(raw, cameras, config)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """[B,V*n] bool: the patches that show anything of the object."""
+        alpha = F.max_pool2d(images[:, :, 3], self.config.patch_size)  # [B,V,s,s] -1..1
+        return (alpha > -1).flatten(1)
+
+    def shortcut(self, picture: Tensor, rays: Tensor) -> Tensor:
+        """picture [B,V,C,A,A], rays [B,V,6,A,A] -> [B,V*h*w,C'], patches as small as the last tokens."""
+        seen = torch.cat([picture, rays], dim=2).flatten(0, 1)
+        maps = self.visual_encoder["shortcut"](seen.to(self.head_weight("depth").dtype))  # [B*V,C',h,w]
+        return maps.flatten(2).transpose(1, 2).reshape(len(picture), -1, maps.shape[1])
 
     def head_weight(self, name: str) -> Tensor:
         """[numbers*q*q, C, 1, 1] of one of HEADS."""
@@ -166,7 +211,7 @@ class GRM(nn.Module):
     def head_maps(self, tokens: Tensor, views: int) -> dict[str, Tensor]:
         """tokens [B,V*h*w,C] -> for each of HEADS [B,V,h,w,numbers*q*q], at least float32: depths need the digits."""
         weight = torch.cat([self.head_weight(name).flatten(1) for name in HEADS])  # one product for all five
-        with torch.autocast("cuda" if tokens.is_cuda else "cpu", enabled=False):
+        with full_precision(tokens.device):
             kind = torch.promote_types(tokens.dtype, torch.float32)
             maps = F.linear(tokens.to(kind), weight.to(kind))
         side = math.isqrt(tokens.shape[1] // views)
@@ -211,6 +256,48 @@ def _wrong_count(config: GRMConfig, found: int) -> str:
     return f"views: expected {counts} views (it was trained with {config.num_input_views}), found {found}"
 
 
+# ---- from the heads' numbers to raw Gaussians
+
+
+def published(raw: dict[str, Tensor], cameras: Poses, config: GRMConfig) -> RawGaussians:
+    """The heads' numbers by name, [B,V,R,R,numbers], as the paper reads them: depths from the origin's on."""
+    depth = raw["depth"][..., 0] + depth_of_origin(cameras, config.pixel_grid)[:, :, None, None]  # [B,V,R,R]
+    return RawGaussians(
+        depth=depth,
+        means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
+        feature=raw["feature"].flatten(1, 3),
+        opacity=raw["opacity"].flatten(1, 3) + OPACITY_OFFSET,
+        scaling=bounded_scaling(raw["scaling"].flatten(1, 3), config),
+        rotation=raw["rotation"].flatten(1, 3),
+        unit=depth.new_ones(1, 1, 1),
+    )
+
+
+def guided(raw: dict[str, Tensor], guide: Guide, images: Tensor, cameras: Poses, config: GRMConfig) -> RawGaussians:
+    """The same numbers as changes: of the hull's depth, the pixel's colour and alpha, and the view's own axes.
+
+    A Gaussian lies between a little before its ray's entry into the hull and a little behind its last leave.
+    """
+    most = guide.room + 2 * BEFORE_HULL
+    behind = most * -torch.expm1(-F.softplus(raw["depth"][..., 0] + BEHIND_START) / most)  # [B,V,R,R] 0..most
+    depth = guide.entry - BEFORE_HULL + behind
+    colour, alpha = images.add(1).div(2).permute(0, 1, 3, 4, 2).split([3, 1], dim=-1)  # over white; [B,V,R,R,...]
+    colour = (colour - 1 + alpha) / alpha.clamp_min(FAINTEST)
+    width = torch.where(cameras.orthographic[..., None, None], 1.0, depth.detach())  # along the ray that pixels widen
+    unit = width / (cameras.intrinsics[..., None, None, 0] * config.input_res)  # [B,V,R,R]
+    upright = torch.tensor([1.0, 0, 0, 0], device=depth.device)
+    turns = quats_of(cameras.c2w[..., :3, :3])[:, :, None, None]
+    return RawGaussians(
+        depth=depth,
+        means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
+        feature=(raw["feature"] + colour.clamp(1 - CLEAREST, CLEAREST).logit()).flatten(1, 3),
+        opacity=(raw["opacity"] + alpha.clamp(FAINTEST, CLEAREST).logit()).flatten(1, 3),
+        scaling=raw["scaling"].flatten(1, 3) + SIZE_START,
+        rotation=multiply_quats(turns, raw["rotation"] + upright).flatten(1, 3),
+        unit=unit.flatten(1)[..., None],
+    )
+
+
 # ---- activations
 
 
@@ -233,15 +320,14 @@ def scales_of(scaling: Tensor, config: GRMConfig) -> Tensor:
         case "softplus":
             return config.scale_multi_act * F.softplus(scaling)
         case "sigmoid":
-            growth = config.scale_reference / config.input_res if config.scale_reference else 1.0
-            low, high = growth * config.scale_min_act, growth * config.scale_max_act
+            low, high = config.scale_min_act, config.scale_max_act
             return low + (high - low) * scaling.sigmoid()
 
 
 def activate(raw: RawGaussians, config: GRMConfig) -> list[Gaussians]:
     """The Gaussians of each object of the batch, in the world of its cameras."""
     quats = F.normalize(raw.rotation, dim=-1)
-    scales, opacities = scales_of(raw.scaling, config), raw.opacity[..., 0].sigmoid()
+    scales, opacities = raw.unit * scales_of(raw.scaling, config), raw.opacity[..., 0].sigmoid()
     sh = rgb_to_sh(raw.feature.sigmoid())[:, :, None]  # one colour for all directions (paper 3.1)
     return [Gaussians(*parts) for parts in zip(raw.means, quats, scales, opacities, sh, strict=True)]
 
@@ -274,15 +360,34 @@ def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Ga
     views = chosen_views(views, config)
     if config.in_channels not in (3, 4):
         raise BadInput(f"config: in_channels: expected 3 (RGB) or 4 (RGB and alpha), found {config.in_channels}")
-    published = config.placement == "distance"
-    if published and bool(views.cameras.orthographic.any()):
-        raise BadInput("views: this checkpoint takes perspective cameras, found an orthographic one")
-    placement = place(views, rule=config.placement, azimuth=math.radians(config.first_azimuth), target=target)
-    placed = replace(views, cameras=placement.inward(views.cameras))
-    pictures, Ks = frame(placed, config.input_res, field_of_view=FIELD_OF_VIEW if published else None)
-    given = (2 * pictures[:, : config.in_channels] - 1, placed.cameras.c2w, Ks, placed.cameras.orthographic)
+    if config.placement == "distance":
+        pictures, cameras, outward = _as_published(views, config, target)
+    else:
+        pictures, cameras, outward = placed_object(views, config.input_res, target)
+    given = (2 * pictures[:, : config.in_channels] - 1, cameras.c2w, cameras.Ks, cameras.orthographic)
     gaussians = activate(model(*(x[None].to(device) for x in given)), config)[0]
-    return transform(Gaussians(*(x.float() for x in vars(gaussians).values())), placement.outward)
+    gaussians = Gaussians(*(x.float() for x in vars(gaussians).values()))
+    seen = gaussians.opacities >= ALPHA_MIN if config.guided else slice(None)
+    return transform(gaussians[seen], outward)
+
+
+def _as_published(views: Views, config: GRMConfig, target: Tensor | None) -> tuple[Tensor, Cameras, Tensor]:
+    """Pictures [V,4,R,R], their cameras in the network's world, and the way [4,4] out of it."""
+    if bool(views.cameras.orthographic.any()):
+        raise BadInput("views: this checkpoint takes perspective cameras, found an orthographic one")
+    placement = place(views, rule="distance", azimuth=math.radians(config.first_azimuth), target=target)
+    pictures, Ks = frame(views, config.input_res, FIELD_OF_VIEW)
+    side = config.input_res
+    cameras = replace(placement.inward(views.cameras), Ks=Ks, width=side, height=side)
+    return pictures, cameras, placement.outward
+
+
+def placed_object(views: Views, side: int, target: Tensor | None = None) -> tuple[Tensor, Cameras, Tensor]:
+    """The same for a guided network, which gets the object alone and as large as fits; the first camera is at -Y."""
+    pictures, cameras, depth = cut_out(views, side)
+    around = Views(pictures.permute(0, 2, 3, 1), cameras, depth)
+    placement = place(around, rule="object", azimuth=-math.pi / 2, target=target)
+    return pictures, placement.inward(cameras), placement.outward
 
 
 def memory_needed(

@@ -5,6 +5,7 @@ the network works. All of it stays in float32 or higher, whatever the network's 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from backend.cameras import BadInput, Cameras, Views
 
 PixelGrid = Literal["corners", "centres"]
+Placing = Literal["distance", "object"]
 
 CAMERA_DISTANCE = 2.7  # from the origin to the published cameras; the object lies in [-1,1]^3 around the origin
 FIELD_OF_VIEW = math.radians(50)  # of the published cameras
@@ -73,10 +75,15 @@ def depth_of_origin(poses: Poses, grid: PixelGrid) -> Tensor:
 
 def unproject(depth: Tensor, poses: Poses, grid: PixelGrid) -> Tensor:
     """[B,V,H,H,3] world points of depths [B,V,H,H] along the view axes, one a pixel."""
-    lateral, forward = _plane(poses, _positions(depth.shape[-1], grid, poses))
-    z = depth[..., None]
-    widening = torch.where(poses.orthographic[:, :, None, None, None], 1.0, z)
-    return poses.c2w[:, :, None, None, :3, 3] + widening * lateral + z * forward
+    starts, steps = ray_lines(poses, depth.shape[-1], grid)
+    return starts + depth[..., None] * steps
+
+
+def ray_lines(poses: Poses, side: int, grid: PixelGrid) -> tuple[Tensor, Tensor]:
+    """starts, steps [B,V,side,side,3], world: the point at depth z of a pixel's ray is start + z step."""
+    lateral, forward = _plane(poses, _positions(side, grid, poses))
+    flat, centre = poses.orthographic[:, :, None, None, None], poses.c2w[:, :, None, None, :3, 3]
+    return centre + torch.where(flat, lateral, 0.0), forward + torch.where(flat, 0.0, lateral)
 
 
 def _positions(side: int, grid: PixelGrid, poses: Poses) -> Tensor:
@@ -129,18 +136,17 @@ class Placement:
         return matrix
 
 
-def place(views: Views, *, rule: Literal["distance", "extent"], azimuth: float, target: Tensor | None) -> Placement:
+def place(views: Views, *, rule: Placing, azimuth: float, target: Tensor | None) -> Placement:
     """Where the network wants the views: looking at the origin, Z up, the first of them at `azimuth`.
 
-    rule     what decides the scale. "distance": the cameras are 2.7 away on average, as published; "extent": at the
-             origin half a picture's side measures 1.26 on average, which is the same for a field of view of 50 degrees
-             and has a meaning for orthographic cameras too
+    rule     what decides the scale. "distance": the cameras are 2.7 away on average, as published; "object": at the
+             origin half a picture's side measures at most 1.26, for pictures cut as `cut_out` does
     azimuth  radians of the first camera, from +X towards +Y
     target   [3] world, the object's middle; None: where the views look at, or else the middle of what their depth shows
     The result moves with the cameras: a similarity of the world changes nothing of what the network sees.
     Raises BadInput when the views do not say where the object is.
     """
-    centre = _target(views) if target is None else target.double().cpu()
+    centre = _target(views, rule) if target is None else target.double().cpu()
     c2w = views.cameras.c2w.double().cpu()
     depths = ((centre - c2w[:, :3, 3]) * c2w[:, :3, 2]).sum(-1)
     pinhole = ~views.cameras.orthographic.cpu()
@@ -151,7 +157,7 @@ def place(views: Views, *, rule: Literal["distance", "extent"], azimuth: float, 
     else:
         focal = views.cameras.Ks.double().cpu()[:, [0, 1], [0, 1]].mean(-1)
         half_side = 0.5 * max(views.cameras.width, views.cameras.height) / focal
-        scale = HALF_EXTENT / float((half_side * torch.where(pinhole, depths, 1.0)).mean())
+        scale = HALF_EXTENT / float((half_side * torch.where(pinhole, depths, 1.0)).max())
     return Placement(_turn(c2w[:, :3, :3], azimuth), centre, scale)
 
 
@@ -175,13 +181,17 @@ def _turn(rotations: Tensor, azimuth: float) -> Tensor:
     return there.T @ here
 
 
-def _target(views: Views) -> Tensor:
-    """[3] float64: the point nearest to all view axes.
+def _target(views: Views, rule: Placing) -> Tensor:
+    """[3] float64: the point nearest to all view axes, or for "object" to the rays through the pictures' middles.
 
-    Along directions that the axes leave open, as opposite views do, it is the middle of the cameras.
+    Along directions that these leave open, as opposite views do, it is the middle of the cameras.
     """
     position, forward = views.cameras.centres.double().cpu(), views.cameras.c2w[:, :3, 2].double().cpu()
-    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
+    if rule == "object":
+        position, towards = _middle_rays(views.cameras)
+    else:
+        towards = forward
+    across = torch.eye(3, dtype=torch.float64) - towards[:, :, None] * towards[:, None, :]
     weak = 1e-6 * torch.eye(3, dtype=torch.float64)
     wanted = (across @ position[..., None]).mean(0)[:, 0] + weak @ position.mean(0)
     target = torch.linalg.solve(across.mean(0) + weak, wanted)
@@ -191,60 +201,123 @@ def _target(views: Views) -> Tensor:
     if bool(depths.min() > 1e-3 * spread + rounding):  # parallel axes meet nowhere: that is, at the cameras
         return target
     if views.depth is not None and bool((views.depth > 0).any()):
-        return _middle_of_depth(views, views.depth)
+        return _middle_of_depth(views.depth, position, towards, forward)
     raise BadInput(
         "views: expected axes that meet before the cameras, or depths, to tell where the object is; "
         f"found neither in {len(views)} views"
     )
 
 
-def _middle_of_depth(views: Views, depth: Tensor) -> Tensor:
-    """[3] float64: the mean over the views of the point on the axis at the middle depth of what is seen."""
-    cameras = views.cameras
-    seen = [
-        (view, depth[view][depth[view] > 0].median()) for view in range(len(views)) if bool((depth[view] > 0).any())
-    ]
-    points = [cameras.c2w[view, :3, 3] + z * cameras.c2w[view, :3, 2] for view, z in seen]
-    return torch.stack(points).double().cpu().mean(0)
+def _middle_rays(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """[V,3], [V,3] float64, world: starts and unit directions of the rays through the pictures' middles."""
+    c2w, Ks = cameras.c2w.double().cpu(), cameras.Ks.double().cpu()
+    middle = torch.tensor([cameras.width / 2, cameras.height / 2], dtype=torch.float64)
+    plane = (middle - Ks[:, :2, 2]) / Ks[:, [0, 1], [0, 1]]
+    lateral = (c2w[:, :3, :2] @ plane[..., None])[..., 0]
+    flat = cameras.orthographic.cpu()[:, None]
+    starts = c2w[:, :3, 3] + torch.where(flat, lateral, 0.0)
+    return starts, F.normalize(c2w[:, :3, 2] + torch.where(flat, 0.0, lateral), dim=-1)
+
+
+def _middle_of_depth(depth: Tensor, position: Tensor, towards: Tensor, forward: Tensor) -> Tensor:
+    """[3] float64: the mean over the views of the point on the ray at the middle depth of what is seen, [V,H,W]."""
+    seen = [(view, float(own[own > 0].median())) for view, own in enumerate(depth) if bool((own > 0).any())]
+    slope = (towards * forward).sum(-1)  # a ray's depth a unit of its length
+    return torch.stack([position[view] + z / slope[view] * towards[view] for view, z in seen]).mean(0)
 
 
 # ---- framing: from any pictures to the network's squares
 
+MARGIN = 0.05  # of an object's larger side, left free around it on all sides
 
-def frame(views: Views, side: int, *, field_of_view: float | None) -> tuple[Tensor, Tensor]:
+
+@dataclass(frozen=True)
+class Window:
+    """A square part of a picture, in its pixels; it may reach beyond the picture, where nothing is seen."""
+
+    left: int
+    top: int
+    size: int
+
+    def cut(self, planes: Tensor, side: int, mode: Literal["smooth", "nearest"]) -> Tensor:
+        """planes [C,H,W] -> [C,side,side]"""
+        height, width = planes.shape[-2:]
+        right, bottom = self.left + self.size - width, self.top + self.size - height
+        part = F.pad(planes, (-self.left, right, -self.top, bottom))[None]  # negative: cut
+        if self.size == side:
+            return part[0]
+        if mode == "nearest":
+            return F.interpolate(part, (side, side), mode="nearest-exact")[0]
+        return F.interpolate(part, (side, side), mode="bilinear", antialias=True)[0]
+
+    def intrinsics(self, K: Tensor, side: int) -> Tensor:
+        """[3,3] float32 in pixels of the cut, for K [3,3] in pixels of the picture."""
+        moved = K.float().clone()
+        moved[0, 2] -= self.left
+        moved[1, 2] -= self.top
+        moved[:2] *= side / self.size
+        return moved
+
+
+def angle_window(alpha: Tensor, K: Tensor, field_of_view: float) -> Window:
+    """The square of this opening angle, radians, around the principal point; more where alpha [H,W] reaches beyond."""
+    middle, focal = K[:2, 2].tolist(), float(K.diagonal()[:2].mean())
+    size = max(round(2 * math.tan(field_of_view / 2) * focal), _reach(alpha, middle))
+    return Window(round(middle[0] - size / 2), round(middle[1] - size / 2), size)
+
+
+def object_window(alpha: Tensor) -> Window:
+    """A square around all that is seen in alpha [H,W], with MARGIN, that stays in the picture if it can; all of a
+    picture that shows nothing.
+    """
+    height, width = alpha.shape
+    columns, rows = ((alpha > 0).any(axis).nonzero()[:, 0].tolist() for axis in (0, 1))
+    if not columns:
+        size = max(height, width)
+        return Window((width - size) // 2, (height - size) // 2, size)
+    extent = max(columns[-1] - columns[0], rows[-1] - rows[0]) + 1
+    size = extent + 2 * math.ceil(MARGIN * extent)
+    left = _kept((columns[0] + columns[-1] + 1 - size) // 2, size, width)
+    return Window(left, _kept((rows[0] + rows[-1] + 1 - size) // 2, size, height), size)
+
+
+def _kept(start: int, size: int, length: int) -> int:
+    """The start nearest to this one of a stretch of `size` within 0..length, where it fits."""
+    return start if size > length else min(max(start, 0), length - size)
+
+
+def frame(views: Views, side: int, field_of_view: float) -> tuple[Tensor, Tensor]:
     """Pictures [V,4,side,side] (sRGB over white, then alpha, 0..1) and their Ks [V,3,3] float32 in pixels.
 
-    field_of_view  None: all of each picture, padded to a square. Otherwise the square has this opening angle around the
-                   principal point, in radians: a narrower picture is padded, a wider one loses its empty rim and
-                   nothing of what is seen
-    Cuts and pads whole pixels, so that a picture which is right already stays as it is.
+    The square has this opening angle around the principal point: a narrower picture is padded, a wider one loses its
+    empty rim and nothing of what is seen. Whole pixels are cut and padded, so that a picture which is right already
+    stays as it is.
     """
+    windows = [
+        angle_window(image[..., 3], K, field_of_view) for image, K in zip(views.images, views.cameras.Ks, strict=True)
+    ]
+    return _cut_all(views, windows, side)
+
+
+def cut_out(views: Views, side: int) -> tuple[Tensor, Cameras, Tensor | None]:
+    """Pictures [V,4,side,side] as `frame` gives them, of the object alone as large as it fits; their cameras, and their
+    depth [V,side,side] where the views have one.
+    """
+    windows = [object_window(image[..., 3]) for image in views.images]
+    pictures, Ks = _cut_all(views, windows, side)
+    depth = views.depth
+    if depth is not None:
+        parts = zip(windows, depth[:, None], strict=True)
+        depth = torch.cat([window.cut(plane, side, "nearest") for window, plane in parts])
+    return pictures, replace(views.cameras, Ks=Ks, width=side, height=side), depth
+
+
+def _cut_all(views: Views, windows: Sequence[Window], side: int) -> tuple[Tensor, Tensor]:
     ink = torch.cat([(1 - views.images[..., :3]) * views.images[..., 3:], views.images[..., 3:]], dim=-1)
     ink = ink.permute(0, 3, 1, 2)  # [V,4,H,W]; what white lacks, and alpha: 0 where nothing is seen
-    framed = [_frame_one(ink[i : i + 1], views.cameras.Ks[i], side, field_of_view) for i in range(len(views))]
-    pictures = torch.cat([picture for picture, _ in framed])
-    pictures = torch.cat([1 - pictures[:, :3], pictures[:, 3:]], dim=1)
-    return pictures, torch.stack([K for _, K in framed])
-
-
-def _frame_one(ink: Tensor, K: Tensor, side: int, field_of_view: float | None) -> tuple[Tensor, Tensor]:
-    """ink [1,4,H,W], K [3,3] -> [1,4,side,side], [3,3]"""
-    height, width = ink.shape[-2:]
-    if field_of_view is None:
-        size = max(height, width)
-        left, top = (width - size) // 2, (height - size) // 2
-    else:
-        middle, focal = K[:2, 2].tolist(), float(K.diagonal()[:2].mean())
-        size = max(round(2 * math.tan(field_of_view / 2) * focal), _reach(ink[0, 3], middle))
-        left, top = round(middle[0] - size / 2), round(middle[1] - size / 2)
-    window = F.pad(ink, (-left, left + size - width, -top, top + size - height))  # negative: cut
-    if size != side:
-        window = F.interpolate(window, (side, side), mode="bilinear", antialias=True)
-    moved = K.float().clone()
-    moved[0, 2] -= left
-    moved[1, 2] -= top
-    moved[:2] *= side / size
-    return window, moved
+    cut = torch.stack([window.cut(planes, side, "smooth") for window, planes in zip(windows, ink, strict=True)])
+    Ks = torch.stack([window.intrinsics(K, side) for window, K in zip(windows, views.cameras.Ks, strict=True)])
+    return torch.cat([1 - cut[:, :3], cut[:, 3:]], dim=1), Ks
 
 
 def _reach(alpha: Tensor, middle: list[float]) -> int:

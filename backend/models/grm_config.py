@@ -40,8 +40,10 @@ class GRMConfig:
     pixel_grid                 "corners": see `plucker`; *own* "centres": pixel centres at +0.5
     shuffle                    the upsampler's grid, see `Upscale`; *own* "views"
     qk_norm                    normalise queries and keys; *own* True
-    scale_reference            input_res at which the sigmoid's range holds; it grows with a pixel's size. 0: always
-    placement                  how `reconstruct` sets the scale of the world, see `place`; *own* "extent"
+    placement                  how `reconstruct` frames the pictures and sets the scale of the world, see `place`; *own*
+                               "object"
+    guided                     the network sees where the masks' hull is and says only what to change, see
+                               `grm_guide.py`; scales then count in pixels. *Own* True
     first_azimuth              degrees, where it turns the first camera; the published sets differ
     """
 
@@ -67,8 +69,8 @@ class GRMConfig:
     pixel_grid: PixelGrid = "corners"
     shuffle: Literal["joint", "views"] = "joint"
     qk_norm: bool = False
-    scale_reference: int = 0
-    placement: Literal["distance", "extent"] = "distance"
+    placement: Literal["distance", "object"] = "distance"
+    guided: bool = False
     first_azimuth: float = 225.0
 
     def __post_init__(self) -> None:
@@ -78,10 +80,14 @@ class GRMConfig:
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _expect(self.width % HEAD_SIZE == 0, "width", f"a multiple of {HEAD_SIZE}", self.width)
         _expect(self.depth_std >= 0, "depth_std", "at least 0", self.depth_std)
-        _expect(self.scale_reference >= 0, "scale_reference", "at least 0", self.scale_reference)
         for name in ("window_size", "bwindow_size"):
             window = getattr(self, name)
             _expect(window is None or (window >= 2 and window % 2 == 0), name, "an even number or null", window)
+        if self.guided:
+            _expect(self.in_channels == 4, "in_channels", "4 (RGB and alpha) where guided", self.in_channels)
+            _expect(self.pixel_grid == "centres", "pixel_grid", "'centres' where guided", self.pixel_grid)
+            _expect(not self.half_res_input, "half_res_input", "false where guided", self.half_res_input)
+            _expect(self.bwindow_size is None, "bwindow_size", "null where guided", self.bwindow_size)
         step, ratio = self.patch_size * (2 if self.half_res_input else 1), self.decoder_ratio
         _expect(self.input_res % step == 0, "input_res", f"a multiple of {step}, a patch's side", self.input_res)
         _expect(0 <= ratio <= 8, "decoder_ratio", "from 0 to 8", ratio)
@@ -117,7 +123,7 @@ CHOICES = {
     "render_scaling": ("sigmoid", "exp", "softplus"),
     "pixel_grid": ("corners", "centres"),
     "shuffle": ("joint", "views"),
-    "placement": ("distance", "extent"),
+    "placement": ("distance", "object"),
 }
 KINDS = {"int": (int,), "int | None": (int, type(None)), "float": (int, float), "bool": (bool,)}
 
@@ -156,23 +162,23 @@ PRESETS: dict[str, GRMConfig] = {
     )
     for name, azimuth in {"grm_u": 225.0, "grm_r": 255.0, "grm_zero123plus": 255.0}.items()
 } | {
-    "own_small": GRMConfig(
-        input_res=128,
-        patch_size=8,
+    "starter": GRMConfig(  # what this project trains and ships
+        input_res=256,
+        patch_size=16,
         layers=6,
-        width=384,
+        width=320,
         in_channels=4,
-        window_size=1024,
+        window_size=256,
         decoder_ratio=2,
         num_input_views=4,
         render_scaling="sigmoid",
-        scale_min_act=0.005,
-        scale_max_act=0.02,
+        scale_min_act=0.1,
+        scale_max_act=4.0,
         pixel_grid="centres",
         shuffle="views",
         qk_norm=True,
-        scale_reference=512,
-        placement="extent",
+        placement="object",
+        guided=True,
     ),
 }
 

@@ -2,8 +2,8 @@
 
 Tang et al., "LGM: Large Multi-View Gaussian Model for High-Resolution 3D Content Creation", arXiv 2402.05054.
 One U-Net sees all views: its convolutions look at each picture alone, its attention at the tokens of all pictures at
-once. It is asymmetric: it goes up fewer levels than it went down, so the Gaussians are fewer than the
-pixels. Names of modules are those of the published checkpoints, which load as they are.
+once. It goes up fewer levels than it went down, so the Gaussians are fewer than the pixels. Names of modules are those
+of the published checkpoints, which load as they are.
 
     pictures [V,3,S,S], rays [V,6,S,S] -> network_input -> LGM -> raw [V,14,s,s] -> decode -> Gaussians (V s s)
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from backend.attention import attend
 from backend.cameras import BadInput, Cameras, Views
+from backend.full_precision import full_precision
 from backend.gaussians import Gaussians, rgb_to_sh, rotation_matrices, transform
 from backend.models.lgm_cameras import Lens, pluecker, set_up, standard_cameras
 
@@ -320,9 +321,9 @@ class UNet(nn.Module):
         x = self.mid_block(x, views)
         for block in self.up_blocks:
             x = block(x, states, views)  # twice as many, but after the last: [B V, C, s, s]
-        wide = _wide(x)
-        norm = self.norm_out
-        x = F.group_norm(wide, norm.num_groups, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
+        x, norm = _wide(x), self.norm_out
+        with full_precision(x.device):
+            x = F.group_norm(x, norm.num_groups, norm.weight.to(x), norm.bias.to(x), norm.eps)
         return _wide_convolution(self.conv_out, F.silu(x))  # [B V, 14, s, s]
 
 
@@ -339,10 +340,9 @@ class LGM(nn.Module):
         """Raw pictures of Gaussians [B,V,14,s,s], float32 or float64, of inputs [B,V,9,S,S] of any float type, as
         `network_input` makes them.
         """
-        batch, views = inputs.shape[:2]
         x = inputs.flatten(0, 1).to(self.conv.weight.dtype)
-        x = self.unet(x.contiguous(memory_format=torch.channels_last), views)
-        return _wide_convolution(self.conv, x).unflatten(0, (batch, views))
+        x = self.unet(x.contiguous(memory_format=torch.channels_last), inputs.shape[1])
+        return _wide_convolution(self.conv, x).unflatten(0, inputs.shape[:2])
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -352,7 +352,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _wide_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     assert layer.bias is not None
-    return F.conv2d(x, layer.weight.to(x), layer.bias.to(x), padding=layer.padding)
+    with full_precision(x.device):
+        return F.conv2d(x, layer.weight.to(x), layer.bias.to(x), padding=layer.padding)
 
 
 # ---- what goes in and what comes out

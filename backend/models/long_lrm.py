@@ -15,7 +15,6 @@ B batch, V views, G global tokens, T = V H/p W/p, p patch, P = p 2^merges, C = 1
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from backend.attention import attend
 from backend.cameras import BadInput, Cameras, Views, rays
+from backend.full_precision import full_precision
 from backend.gaussians import Gaussians, transform
 from backend.mamba import CHUNK, EPSILON, SEGMENT, Mamba2Config, MambaBlock, widened
 from backend.models.long_lrm_cameras import set_up
@@ -40,12 +40,6 @@ LONGEST_SIDE = 960  # pixels; larger pictures are reduced. The published weights
 SIDE_MULTIPLE = 16  # pixels, of the published model; other pictures are resized a little and cropped
 IGNORED = (r"perceptual_loss\..*", r"depth_anything\..*")  # networks of the training losses, which some files hold
 FAINT = 0.001  # opacity up to which the published code leaves Gaussians out of files
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Where autocast, if it is on, does nothing."""
-    known = torch.amp.autocast_mode.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 # ---- blocks
@@ -147,7 +141,7 @@ class TokenDecoder(nn.Sequential):
     def forward(self, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
         """[...,D] to [...,numbers], or those of the numbers that `rows` says."""
         norm, project = (widened(weight) for weight in self.parameters())
-        with _full_precision(tokens.device):
+        with full_precision(tokens.device):
             tokens = F.layer_norm(widened(tokens), tokens.shape[-1:], norm, eps=EPSILON)
             return F.linear(tokens, project[rows])
 
@@ -225,7 +219,7 @@ class LongLRM(nn.Module):
         Ks[..., [0, 1], [0, 1]], Ks[..., :2, 2] = intrinsics[..., :2], intrinsics[..., 2:]
         flat = torch.zeros(Ks.shape[:2].numel(), dtype=torch.bool, device=c2w.device)
         cameras = Cameras(c2w.flatten(0, 1), Ks.flatten(0, 1), flat, height=size[0], width=size[1])
-        with _full_precision(c2w.device):
+        with full_precision(c2w.device):
             rays_o, rays_d = rays(cameras)
         return rays_o.unflatten(0, c2w.shape[:2]), rays_d.unflatten(0, c2w.shape[:2])
 

@@ -1,0 +1,69 @@
+"""`python -m backend train`: a run from a file, or the network of a run as a file; one sentence for what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from types import FrameType
+
+from backend.bad_input import BadInput
+from backend.monitor import Silent
+from backend.train import Diverged, train
+from backend.train_config import read_config
+from backend.training_state import export
+
+SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Interruptible(Silent):
+    """Ends training, with a checkpoint, after some minutes, or at Ctrl-C or SIGTERM; a second one ends the program."""
+
+    def __init__(self, minutes: float) -> None:
+        self.until = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.interrupted = False
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        self.interrupted = True
+        signal.signal(signum, signal.SIG_DFL)
+
+    def finish_early(self) -> bool:
+        return self.interrupted or time.monotonic() > self.until
+
+
+def command(given: argparse.Namespace) -> int:
+    """Runs the command with its parsed options; returns the exit status."""
+    try:
+        return _export(given) if given.export else _train(given)
+    except BadInput as error:
+        return _complain(str(error), BAD_INPUT)
+    except (Diverged, MemoryError) as error:
+        return _complain(str(error) or "memory: there is too little of it for this batch", BROKEN)
+    except OSError as error:
+        return _complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
+
+
+def _train(given: argparse.Namespace) -> int:
+    if given.config is None:
+        raise BadInput("CONFIG: expected a JSON file that says what to train, found none")
+    config = read_config(given.config, minutes=given.minutes)
+    monitor = Interruptible(given.stop_after)
+    before = {number: signal.signal(number, monitor.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        train(config, given.out, device=given.device, monitor=monitor)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if monitor.interrupted else SUCCESS
+
+
+def _export(given: argparse.Namespace) -> int:
+    export(given.export, given.out)
+    return SUCCESS
+
+
+def _complain(sentence: str, status: int) -> int:
+    sys.stderr.write(f"error: {sentence}\n")
+    return status
