@@ -27,7 +27,7 @@ from backend.gaussians import rotation_matrices
 from backend.hull import project
 from backend.models import grm_layers
 from backend.models.grm import (
-    BEFORE_HULL,
+    BESIDE_HULL,
     GRM,
     HEADS,
     PRESETS,
@@ -42,9 +42,9 @@ from backend.models.grm import (
     takes,
     view_counts,
 )
-from backend.models.grm_cameras import HALF_EXTENT, poses
+from backend.models.grm_cameras import poses
 from backend.models.grm_config import config_data, known_part
-from backend.models.grm_guide import hull_guide
+from backend.models.grm_guide import guide_of
 from backend.models.grm_layers import Attention, Block, Mlp, Upscale
 from tests import golden_grm
 from tests.splat_scenes import cameras_around
@@ -551,7 +551,7 @@ def test_said_turns_count_from_the_cameras_axes() -> None:
     cameras = poses(c2w, Ks, None, 32)
     raw = {name: torch.zeros(1, 2, 32, 32, count) for name, count in HEADS.items()}
     raw["rotation"][..., 1:] = 1.0  # and the 1 that is there already
-    found = guided(raw, hull_guide((images[:, :, 3] + 1) / 2, cameras), images, cameras, OWN)
+    found = guided(raw, guide_of(images, Ks, cameras), images, cameras, OWN)
     turns = rotation_matrices(found.rotation[0]).view(2, 1024, 3, 3)
     want = c2w[0, :, None, :3, [1, 2, 0]].expand(2, 1024, 3, 3)
     torch.testing.assert_close(turns, want, rtol=0, atol=1e-5)
@@ -559,19 +559,20 @@ def test_said_turns_count_from_the_cameras_axes() -> None:
 
 def test_depths_stay_about_the_hull() -> None:
     """From a little before the entry to a little behind the last leave, whatever the network says; it starts at the
-    entry, and more is farther.
+    guide's surface, and more is farther.
     """
     images, c2w, Ks = batch(OWN, 3)
     cameras = poses(c2w, Ks, None, 32)
-    guide = hull_guide((images[:, :, 3] + 1) / 2, cameras)
+    guide = guide_of(images, Ks, cameras)
     said = torch.tensor([-60.0, -3.0, 0.0, 2.0, 4.0, 60.0])
     depths = []
     for number in said:
         raw = {name: torch.full((1, 3, 32, 32, count), float(number)) for name, count in HEADS.items()}
         depths.append(guided(raw, guide, images, cameras, OWN).depth)
-    torch.testing.assert_close(depths[0], guide.entry - BEFORE_HULL)
-    torch.testing.assert_close(depths[-1], guide.entry + guide.room + BEFORE_HULL)
-    assert float((depths[2] - guide.entry).abs().max()) < 0.01
+    hull = guide.hull
+    torch.testing.assert_close(depths[0], hull.entry - BESIDE_HULL)
+    torch.testing.assert_close(depths[-1], hull.entry + hull.room + BESIDE_HULL)
+    torch.testing.assert_close(depths[2], guide.surface)
     assert bool((torch.stack(depths).diff(dim=0) >= 0).all()) and bool((depths[4] > depths[2] + 0.01).all())
 
 
@@ -580,7 +581,7 @@ def test_tokens_left_out_are_as_if_masked() -> None:
     encoder = network(OWN).visual_encoder["transformer_encoder"]
     assert isinstance(encoder, Encoder)
     generator = torch.Generator().manual_seed(3)
-    picture, rays = (torch.randn(2, 3, channels, 32, 32, generator=generator) for channels in (6, 6))
+    picture, rays = (torch.randn(2, 3, channels, 32, 32, generator=generator) for channels in (7, 6))
     seen = torch.rand(2, 48, generator=generator) < torch.tensor([[0.2], [0.7]])
     got = encoder(picture, rays, seen)
     patches = F.conv2d(torch.cat([picture, rays], dim=2).flatten(0, 1), encoder.conv.weight, stride=8)
@@ -620,16 +621,14 @@ def test_where_nothing_is_seen_nothing_is_there() -> None:
 
 
 def test_one_view_with_depth() -> None:
-    """The depth says where the object is, and then a single mask rules nothing out: it starts at the near end."""
+    """The depth says where the object is, and a single mask rules nothing out: it starts there, not at the near end."""
     views = standing_views(1)
     with pytest.raises(BadInput, match=r"views: .* depth"):
         reconstruct(silent(), views)
     depth = torch.where(views.images[..., 3] > 0, 3.5, 0.0)
     means = reconstruct(silent(), replace(views, depth=depth)).means
     middle = unproject_pixel(views, 20.0, 20.0, 3.5)
-    scale = float(views.cameras.Ks[0, [0, 1], [0, 1]].mean()) / 16 * HALF_EXTENT / 3.5  # 32 pixels are the window
-    near = 3.5 - (HALF_EXTENT * (1 + 0.5 / 32)) / scale
-    assert float((project(means, views.cameras, 0)[1] - near).abs().max()) < 0.02 / scale
+    assert float((project(means, views.cameras, 0)[1] - 3.5).abs().max()) < 1e-4
     torch.testing.assert_close(reconstruct(silent(), views, target=middle).means, means, rtol=0, atol=1e-4)
 
 

@@ -6,8 +6,8 @@ pictures of an object to one Gaussian a pixel.
 
 Two settings of this one design are chosen by the configuration's fields: *released* is the published network with all
 its quirks, which its weights have learnt; *own* is what this project trains. That one is guided: it gets the pictures
-cut out around the object, sees where the masks' visual hull is, and says only how the surface differs from it and the
-Gaussians from the pixels.
+cut out around the object, sees a surface that a few steps of fitting found inside the masks' hull, and says only how
+the true one differs from it, and the Gaussians from the pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from backend.models.grm_cameras import (
     unproject,
 )
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
-from backend.models.grm_guide import Guide, hull_guide
+from backend.models.grm_guide import CHANNELS, FAINTEST, Guide, guide_of, straight
 from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
 from backend.projection import ALPHA_MIN
 
@@ -60,10 +60,11 @@ IGNORED: tuple[str, ...] = ()  # no published key is dropped on loading
 HEADS = {"depth": 1, "feature": 3, "opacity": 1, "scaling": 3, "rotation": 4}  # numbers a Gaussian; feature is colour
 OPACITY_OFFSET = -2.0  # Gaussians start about 0.12 opaque
 # Where a guided network starts from:
-BEFORE_HULL = 0.02  # how far before the hull's surface a Gaussian may lie: masks are not exact
-BEHIND_START = -4.0  # softplus of it: how far behind that
+REACH = 0.3  # network units that a raw depth of 1 moves a Gaussian along its ray
+BESIDE_HULL = 0.02  # how far before or behind the hull it may lie: masks are not exact
 SIZE_START = -1.9  # sigmoid of it in the range of scales: 0.6 pixels
-FAINTEST, CLEAREST = 1e-3, 0.98  # colours and alphas between these have a logit
+FIRST_CHANGE = 0.002  # spread of its heads' first weights
+CLEAREST = 0.98  # colours from 1 - this to this, and alphas up to this, have a logit
 ALLOCATOR = 1.2  # what allocators and kernels keep beside the tensors
 
 
@@ -128,7 +129,7 @@ class Encoder(nn.Module):
 
 def _channels(config: GRMConfig) -> int:
     """Of what the network sees: a picture, its rays, and the guide."""
-    return config.in_channels + 6 + (2 if config.guided else 0)
+    return config.in_channels + 6 + (CHANNELS if config.guided else 0)
 
 
 class Upsampler(nn.Module):
@@ -171,6 +172,9 @@ class GRM(nn.Module):
         self.visual_encoder = nn.ModuleDict(parts)
         nn.init.normal_(self.head_weight("depth"), std=config.depth_std)  # all start near the plane through the origin
         nn.init.normal_(self.head_weight("scaling"), std=0.02)
+        if config.guided:  # it starts from what the guide and the pixels say
+            for name in HEADS:
+                nn.init.normal_(self.head_weight(name), std=FIRST_CHANGE)
 
     def forward(self, images: Tensor, c2w: Tensor, Ks: Tensor, orthographic: Tensor | None = None) -> RawGaussians:
         """Raw Gaussians of a batch of B objects, seen in V views each.
@@ -182,7 +186,7 @@ class GRM(nn.Module):
         self._check(images)
         config, views = self.config, images.shape[1]
         cameras = poses(c2w, Ks, orthographic, config.input_res)
-        guide = hull_guide(images[:, :, 3].add(1).div(2), cameras) if config.guided else None
+        guide = guide_of(images, Ks, cameras) if config.guided else None
         picture = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (-1, views)) if config.half_res_input else images
         picture = torch.cat([picture, guide.channels()], dim=2) if guide else picture
         rays = plucker(cameras, config.network_res, config.pixel_grid)  # [B,V,6,A,A]
@@ -274,15 +278,15 @@ def published(raw: dict[str, Tensor], cameras: Poses, config: GRMConfig) -> RawG
 
 
 def guided(raw: dict[str, Tensor], guide: Guide, images: Tensor, cameras: Poses, config: GRMConfig) -> RawGaussians:
-    """The same numbers as changes: of the hull's depth, the pixel's colour and alpha, and the view's own axes.
+    """The same numbers as changes: of the guide's surface, the pixel's colour and alpha, and the view's own axes.
 
     A Gaussian lies between a little before its ray's entry into the hull and a little behind its last leave.
     """
-    most = guide.room + 2 * BEFORE_HULL
-    behind = most * -torch.expm1(-F.softplus(raw["depth"][..., 0] + BEHIND_START) / most)  # [B,V,R,R] 0..most
-    depth = guide.entry - BEFORE_HULL + behind
-    colour, alpha = images.add(1).div(2).permute(0, 1, 3, 4, 2).split([3, 1], dim=-1)  # over white; [B,V,R,R,...]
-    colour = (colour - 1 + alpha) / alpha.clamp_min(FAINTEST)
+    hull = guide.hull
+    depth = guide.surface + REACH * raw["depth"][..., 0]  # [B,V,R,R]
+    depth = torch.maximum(depth, hull.entry - BESIDE_HULL)
+    depth = torch.minimum(depth, hull.entry + hull.room + BESIDE_HULL)
+    colour, alpha = straight(images).split([3, 1], dim=-1)  # [B,V,R,R,...]
     width = torch.where(cameras.orthographic[..., None, None], 1.0, depth.detach())  # along the ray that pixels widen
     unit = width / (cameras.intrinsics[..., None, None, 0] * config.input_res)  # [B,V,R,R]
     upright = torch.tensor([1.0, 0, 0, 0], device=depth.device)
