@@ -12,11 +12,11 @@ from torch import Tensor
 from backend import texturing
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views
-from backend.command_line import straight_rgba
 from backend.evaluate import Guess
 from backend.gaussians import Gaussians, rgb_to_sh
 from backend.hull import NothingSeen, VoxelGrid, common_box, grid_over, mean_colours, visual_hull
 from backend.meshing import Mesh, simplified
+from backend.rendering import straight_rgba
 
 HULL_SIDE = 128  # voxels along the box's longest side: about one for a pixel of the usual 256
 HULL_FACES = 20_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,13 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from backend import pipelines, ply, texturing
 from backend.cameras import BadInput, Cameras
+from backend.exit_status import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS, complain
 from backend.hull import NothingSeen
 from backend.monitor import JobCancelled
-from backend.rendering import Rendering, render
+from backend.rendering import Rendering, render, straight_rgba
 from backend.transforms import read_cameras, read_views
 from blender_addon.atomic_file import replacing
-
-SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,13 @@ def reconstruct(given: argparse.Namespace) -> int:
     try:
         return _reconstruct(given)
     except (BadInput, NothingSeen) as error:
-        return _complain(str(error), BAD_INPUT)
+        return complain(str(error), BAD_INPUT)
     except MemoryError as error:
-        return _complain(str(error) or "memory: there is too little of it for these views", BAD_INPUT)
+        return complain(str(error) or "memory: there is too little of it for these views", BAD_INPUT)
     except (JobCancelled, KeyboardInterrupt):
-        return _complain("interrupted; nothing was written", INTERRUPTED)
+        return complain("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:
-        return _complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
+        return complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
 
 
 def _reconstruct(given: argparse.Namespace) -> int:
@@ -93,13 +91,8 @@ def _reconstruct(given: argparse.Namespace) -> int:
         finally:
             signal.signal(signal.SIGINT, before)
     if options.mesh and result.mesh is None:
-        return _complain("; ".join(result.report["problems"]), BROKEN)
+        return complain("; ".join(result.report["problems"]), BROKEN)
     return SUCCESS
-
-
-def _complain(sentence: str, status: int) -> int:
-    sys.stderr.write(f"error: {sentence}\n")
-    return status
 
 
 def _make_folder(path: Path) -> None:
@@ -141,11 +134,3 @@ def save_picture(rendering: Rendering, path: Path) -> None:
     """Writes the only picture of a rendering without background as a PNG with straight alpha."""
     with replacing(path) as file:
         Image.fromarray(straight_rgba(rendering)[0]).save(file, format="png")
-
-
-def straight_rgba(rendering: Rendering) -> np.ndarray:
-    """[V,H,W,4] uint8, straight alpha, of premultiplied pictures; colour is 0 where nothing is."""
-    alpha = rendering.alpha[..., None]
-    rgb = torch.where(alpha > 1e-6, rendering.rgb / alpha.clamp(min=1e-6), 0.0)
-    rgba = torch.cat([rgb, alpha], dim=-1).clamp(0, 1)
-    return (rgba * 255).round().to(torch.uint8).cpu().numpy()

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from backend import baselines, lpips, pipelines, weights
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views
-from backend.command_line import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS, TerminalMonitor, straight_rgba
+from backend.command_line import TerminalMonitor
 from backend.evaluate import (
     FAILED,
     Entry,
@@ -38,8 +38,9 @@ from backend.evaluate import (
     read_entries,
     read_entry,
 )
+from backend.exit_status import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS, complain
 from backend.monitor import JobCancelled, Monitor
-from backend.rendering import render
+from backend.rendering import render, straight_rgba
 from blender_addon.atomic_file import replacing
 from blender_addon.families import FAMILIES, NETWORKS
 
@@ -152,16 +153,11 @@ def command(given: argparse.Namespace) -> int:
     try:
         return _run(given)
     except BadInput as error:
-        return _complain(str(error), BAD_INPUT)
+        return complain(str(error), BAD_INPUT)
     except (JobCancelled, KeyboardInterrupt):
-        return _complain("interrupted", INTERRUPTED)
+        return complain("interrupted", INTERRUPTED)
     except OSError as error:
-        return _complain(f"{error.filename or given.json}: {error.strerror or error}", BROKEN)
-
-
-def _complain(sentence: str, status: int) -> int:
-    sys.stderr.write(f"error: {sentence}\n")
-    return status
+        return complain(f"{error.filename or given.json}: {error.strerror or error}", BROKEN)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,3 +177,11 @@ def _rasterise_cuda_view(gaussians: Gaussians, camera: Cameras, offsets: Tensor 
         *(width, height, GSPLAT_TILE, starts.reshape(1, rows, columns), members),
     )
     return torch.cat([image, alpha], -1)[0]
+
+
+def straight_rgba(rendering: Rendering) -> np.ndarray:
+    """[V,H,W,4] uint8, straight alpha, of premultiplied pictures; colour is 0 where nothing is."""
+    alpha = rendering.alpha[..., None]
+    rgb = torch.where(alpha > 1e-6, rendering.rgb / alpha.clamp(min=1e-6), 0.0)
+    rgba = torch.cat([rgb, alpha], dim=-1).clamp(0, 1)
+    return (rgba * 255).round().to(torch.uint8).cpu().numpy()

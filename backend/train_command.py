@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from types import FrameType
 
 from backend.bad_input import BadInput
+from backend.exit_status import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS, complain
 from backend.monitor import Silent
 from backend.train import Diverged, train
 from backend.train_config import read_config
 from backend.training_state import export
-
-SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class Interruptible(Silent):
@@ -38,11 +36,11 @@ def command(given: argparse.Namespace) -> int:
     try:
         return _export(given) if given.export else _train(given)
     except BadInput as error:
-        return _complain(str(error), BAD_INPUT)
+        return complain(str(error), BAD_INPUT)
     except (Diverged, MemoryError) as error:
-        return _complain(str(error) or "memory: there is too little of it for this batch", BROKEN)
+        return complain(str(error) or "memory: there is too little of it for this batch", BROKEN)
     except OSError as error:
-        return _complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
+        return complain(f"{error.filename or given.out}: {error.strerror or error}", BROKEN)
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -62,8 +60,3 @@ def _train(given: argparse.Namespace) -> int:
 def _export(given: argparse.Namespace) -> int:
     export(given.export, given.out)
     return SUCCESS
-
-
-def _complain(sentence: str, status: int) -> int:
-    sys.stderr.write(f"error: {sentence}\n")
-    return status

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from backend import downloads
 from backend.bad_input import BadInput
+from backend.exit_status import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS
 from backend.hub import DISK_FULL, Hub, TransferError, Transport
 from backend.weights import CATALOGUE, GIB, Entry, disk_bytes, entry_of, record_of, tensors_of, weights_folder
 
-SUCCESS, BROKEN, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 JSON_SECONDS = 0.1  # between two lines about the same stage
 
 

@@ -19,7 +19,6 @@ from PIL import Image
 from backend import evaluate_command, pipelines
 from backend.__main__ import main, parser
 from backend.cameras import BadInput, Cameras, Views
-from backend.command_line import straight_rgba
 from backend.evaluate import (
     Entry,
     Failure,
@@ -35,6 +34,7 @@ from backend.evaluate import (
 from backend.evaluate_command import Deadline, Method, methods_of, read_method
 from backend.lpips import Lpips
 from backend.monitor import JobCancelled, Silent
+from backend.rendering import straight_rgba
 from backend.texturing import TexturedMesh, render_textured, save_glb
 from backend.transforms import write_transforms
 from tests.balls import RADIUS, ball_views
