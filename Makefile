@@ -1,4 +1,5 @@
 # make demo | test | check | zip | figures | bench: each sets up what it needs first. Needs Python 3.11, make and git.
+# make gpu: on a machine with an NVIDIA GPU, by the Python there that has PyTorch with CUDA.
 PYTHON ?= python3.11
 BPY ?= 4.5.15
 BPY_PYTHON ?= $(PYTHON)
@@ -9,7 +10,7 @@ BPY_VENV := .venv-bpy-$(BPY)
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-backend test-blender test-real check zip figures bench
+.PHONY: demo test test-backend test-blender test-real check zip figures bench gpu
 
 demo: $(VENV)/.ready $(BPY_VENV)/.ready
 	GAUSSMITH_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BPY_VENV)/bin/python demo.py --out out
@@ -44,6 +45,13 @@ figures: $(VENV)/.ready $(BPY_VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/python -m backend bench --json out/bench.json
+
+# Tests, bench, training and scores within so many minutes; see gpu_machine.py, whose other options GPU holds.
+GPU_PYTHON := $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
+MINUTES ?= 25
+OUT ?= out/gpu
+gpu:
+	$(GPU_PYTHON) gpu_machine.py run --minutes $(MINUTES) --out $(OUT) $(GPU)
 
 # Locked files: a change in one makes the environment again, from the packages already there.
 $(VENV)/.ready: backend/requirements/$(PLATFORM).txt backend/requirements/train.txt backend/requirements/dev.txt

@@ -144,7 +144,7 @@ def print_table(rows: list[Row]) -> None:
 
 def print_networks(speeds: Sequence[Speed], lengths: Sequence[Length]) -> None:
     """Write the networks' rows to the standard output."""
-    table = Table(title="Networks at full size, random weights, one pass from views to Gaussians")
+    table = Table(title="Networks at full size, one pass from views to Gaussians")
     for heading in ("what", "views", "precision", "s", "peak GiB", "TFLOP/s", "of matrix products", "difference"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in speeds:

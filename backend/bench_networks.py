@@ -1,11 +1,13 @@
 """How fast the full-size networks run on this machine: seconds, peak memory, arithmetic beside what the machine can do.
 
-Weights are random, which costs the same. Each row runs in a process of its own, so that its peak memory is its own.
+Weights are random, which costs the same, but for the starter's. Each row runs in a process of its own, so that its peak
+memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import math
@@ -19,14 +21,15 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from backend.cameras import Views, orbit
 from backend.gaussians import Gaussians
 from backend.mamba import Mamba2Config, MambaBlock
-from backend.network import KINDS
+from backend.network import KINDS, load
 from backend.rendering import render
+from backend.weights import entry_of, resolve
 
 MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}
 ELEVATION, DISTANCE = math.radians(20), 2.7
@@ -34,7 +37,10 @@ ELEVATION, DISTANCE = math.radians(20), 2.7
 
 @dataclass(frozen=True)
 class Case:
-    """A network to measure: its kind, preset and changes to that, and the views it gets."""
+    """A network to measure: its kind, preset and changes to that, and the views it gets.
+
+    weights  a checkpoint's name, whose configuration it then has; empty: random ones
+    """
 
     name: str
     kind: str
@@ -42,6 +48,7 @@ class Case:
     views: int
     size: int
     changes: tuple[tuple[str, Any], ...] = ()
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ class Length:
     mib: float
 
 
+STARTER = Case("the starter", "grm", "starter", 4, 256, weights="starter")
 CASES = (
+    STARTER,
     Case("LGM big", "lgm", "big", 4, 256),
     Case("GRM", "grm", "grm_u", 4, 256, (("input_res", 256),)),
     Case("Long-LRM", "long_lrm", "dl3dv_i540_32input_8target", 8, 256),
@@ -86,6 +95,7 @@ CASES = (
     Case("OpenLRM base", "openlrm", "openlrm-base-1.1", 1, 336),
 )
 CUDA_CASES = (
+    STARTER,
     Case("LGM big", "lgm", "big", 4, 256),
     Case("GRM", "grm", "grm_u", 4, 512),
     Case("Long-LRM", "long_lrm", "dl3dv_i540_32input_8target", 32, 540),
@@ -158,13 +168,22 @@ def speed_of(case: Case, precision: str, device: str, repeats: int) -> Speed:
 
 
 def _network(case: Case, dtype: torch.dtype, device: str) -> Callable[[Views], Gaussians]:
-    """The case's network with the same random weights each time, from views to Gaussians."""
+    """The case's network with the same weights each time, from views to Gaussians."""
     module, name = KINDS[case.kind]
     file = importlib.import_module(module)
-    config = replace(file.PRESETS[case.preset], **dict(case.changes))
-    torch.manual_seed(0)
-    model = getattr(file, name)(config).eval().requires_grad_(False).to(device=device, dtype=dtype)
+    if case.weights:
+        model = copy.deepcopy(_stored(case.weights))  # what was loaded is kept, and must not be rounded
+    else:
+        torch.manual_seed(0)
+        model = getattr(file, name)(replace(file.PRESETS[case.preset], **dict(case.changes)))
+    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
     return lambda views: file.reconstruct(model, views)
+
+
+def _stored(name: str) -> nn.Module:
+    entry = entry_of(name)
+    path, _ = resolve(name, entry.family)
+    return load(path, entry.family).model
 
 
 def _picture(gaussians: Gaussians, views: Views) -> Tensor:

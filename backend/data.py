@@ -6,27 +6,22 @@ What a sample is follows from the seed and the sample's number alone, on every d
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from backend.assets import Asset, Material, models_in, read_asset, read_texture, textures_in
 from backend.cameras import Cameras, Views, look_at
+from backend.folders import Wish, pictured
 from backend.photograph import photograph_all
 from backend.procedural import make_object
+from backend.sample import BOX, SPHERE, Sample, is_held_out
 
-SCENES_AT_ONCE = {"cpu": 1, "cuda": 16}  # photographed together
-BOX, SPHERE = 1.8, 1.1  # longest side of an object's box, and radius of the sphere that it stays in
-HELD_OUT = 20  # one asset in so many is kept from training: those whose name's CRC-32 is a multiple of it
 LINED_UP = 0.25  # share of samples with objects and first views square to the axes, as people place them
 UPRIGHT = 0.6  # share of objects that are not tilted
 RECOLOURED = 0.5  # share of objects whose materials get other colours
@@ -43,9 +38,12 @@ class DataConfig:
     inputs              how many of them, the first, are spread evenly around it as a network's inputs are
     assets              folder with models/ and textures/, or None: objects are made up, without pictures on them
     real_share          share of samples that show a model of that folder
+    folders             folders with objects that have posed pictures already, see datasets.py
+    folder_share        share of samples that are of those; the others are what they are without folders
     orthographic_share  share of samples taken by orthographic cameras
     fov                 opening angle, degrees, one for each sample
-    distance            multiples of the distance at which a sphere of radius 1.1 fills the picture
+    distance            multiples of the distance at which a sphere of radius 1.1 fills the picture; of folders'
+                        pictures, as much more is shown than must be
     input_elevation     degrees, one for each sample, for the inputs
     target_elevation    degrees, one for each further view
     jitter              degrees that an input strays from its even place at most, sideways and up
@@ -58,6 +56,8 @@ class DataConfig:
     inputs: int = 4
     assets: Path | None = None
     real_share: float = 0.5
+    folders: tuple[Path, ...] = ()
+    folder_share: float = 0.5
     orthographic_share: float = 0.05
     fov: tuple[float, float] = (25.0, 65.0)
     distance: tuple[float, float] = (1.0, 1.2)
@@ -65,22 +65,6 @@ class DataConfig:
     target_elevation: tuple[float, float] = (-10.0, 60.0)
     jitter: float = 15.0
     held_out: bool = False
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An object and pictures of it.
-
-    views    V views with depth
-    normals  [V,H,W,3] float32, world, unit, towards the camera; 0 where there is no surface
-    name     of the object
-    caption  words that describe it, "" if unknown
-    """
-
-    views: Views
-    normals: Tensor
-    name: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -93,21 +77,30 @@ class Scene:
 
 def sample(config: DataConfig, index: int, device: torch.device | str = "cpu") -> Sample:
     """The sample of this number of the stream, on the device."""
-    return take([scene(config, index)], device)[0]
+    return take([draw(config, index)], device)[0]
 
 
-def samples(
-    config: DataConfig, start: int = 0, device: torch.device | str = "cpu", *, workers: int = 0
-) -> Iterator[Sample]:
-    """Sample number `start` and all after it, without end. Processes, `workers` many, prepare scenes ahead."""
-    ahead = iter(DataLoader(_Scenes(config, start), batch_size=None, shuffle=False, num_workers=workers))
-    count = SCENES_AT_ONCE[torch.device(device).type]
-    while True:
-        yield from take(list(itertools.islice(ahead, count)), device)
+def draw(config: DataConfig, index: int) -> Scene | Sample:
+    """The sample of this number if it is of a folder, else what is to be photographed for it. Needs no device.
+
+    Raises BadInput for a folder or a file that cannot be used.
+    """
+    rng = np.random.default_rng((config.seed, index, int(config.held_out), 1))  # apart from what scenes are made by
+    if config.folders and rng.random() < config.folder_share:
+        wish = Wish(config.size, config.views, config.inputs, config.distance)
+        found = pictured(config.folders, wish, rng, held_out=config.held_out)
+        if found is not None:
+            return found
+    return scene(config, index)
 
 
-def take(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Sample]:
-    """The pictures of scenes, on the device; all of one size."""
+def take(scenes: Sequence[Scene | Sample], device: torch.device | str = "cpu") -> list[Sample]:
+    """The samples, on the device; what is photographed is so all at once, in pictures of one size."""
+    taken = iter(_photographed([one for one in scenes if isinstance(one, Scene)], device))
+    return [next(taken) if isinstance(one, Scene) else one.to(device) for one in scenes]
+
+
+def _photographed(scenes: Sequence[Scene], device: torch.device | str) -> list[Sample]:
     cameras = [scene.cameras.to(device) for scene in scenes]
     seen = photograph_all([scene.asset for scene in scenes], cameras, device)
     return [
@@ -122,29 +115,11 @@ def take(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Sa
 
 
 def scene(config: DataConfig, index: int) -> Scene:
-    """The object and the cameras of the sample of this number. Needs no device."""
+    """The object and the cameras that the sample of this number has where it is photographed. Needs no device."""
     rng = np.random.default_rng((config.seed, index, int(config.held_out)))
     lined_up = bool(rng.random() < LINED_UP)
     asset = _placed(_object(config, rng), rng, lined_up=lined_up)
     return Scene(asset, _cameras(config, rng, lined_up=lined_up))
-
-
-def is_held_out(name: str) -> bool:
-    """Whether the asset of this name is kept from training."""
-    return zlib.crc32(name.encode()) % HELD_OUT == 0
-
-
-class _Scenes(Dataset[Scene]):
-    """Scenes from a number on, for workers."""
-
-    def __init__(self, config: DataConfig, start: int) -> None:
-        self.config, self.start = config, start
-
-    def __len__(self) -> int:
-        return 1 << 40
-
-    def __getitem__(self, place: int) -> Scene:
-        return scene(self.config, self.start + place)
 
 
 # ---- objects

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ import torch
 from PIL import Image
 
 from backend.cameras import BadInput, Cameras, Views
-from backend.data import BOX, Sample
 from backend.fit import Frame
 from backend.hull import MARGIN, common_box
-from backend.transforms import OPENGL_TO_OPENCV, read_views
+from backend.sample import BOX, Sample
+from backend.transforms import OPENGL_TO_OPENCV, read_cameras, read_views
 from blender_addon import exr
 
 log = logging.getLogger(__name__)
@@ -39,16 +40,37 @@ SOLID = 0.99  # alpha from which depth and normal are of one surface alone
 ROUNDING = 1e-2  # how far a rotation may be from orthonormal and still count as one written with few digits
 
 
-def read_object(folder: Path) -> Sample:
-    """All views of an object, in whichever of the three forms its folder is. Raises BadInput."""
+def read_object(folder: Path, only: Sequence[int] | None = None) -> Sample:
+    """An object's views, in whichever of the three forms its folder is. Raises BadInput.
+
+    only  numbers of the views that are wanted; without it, all
+    """
     match form_of(folder):
         case "transforms":
-            return read_transforms(folder)
+            return read_transforms(folder, only)
         case "gobjaverse":
-            return read_gobjaverse(folder)
+            return read_gobjaverse(folder, only)
         case "zero123":
-            return read_zero123(folder)
-    raise BadInput(
+            return read_zero123(folder, only)
+    raise _no_object(folder)
+
+
+def cameras_of(folder: Path) -> Cameras:
+    """The cameras of all views of such an object, whose pictures are there and of one size; what they show is not
+    looked at. Raises BadInput.
+    """
+    match form_of(folder):
+        case "transforms":
+            return read_cameras(_transforms_file(folder), with_images=True)[0]
+        case "gobjaverse":
+            return _gobjaverse_cameras(_gobjaverse_files(folder))
+        case "zero123":
+            return _zero123_cameras(_zero123_files(folder), ZERO123_FOV)
+    raise _no_object(folder)
+
+
+def _no_object(folder: Path) -> BadInput:
+    return BadInput(
         f"{folder}: expected {' or '.join(TRANSFORMS)}, or views numbered from 0 with .json or .npy, found none"
     )
 
@@ -73,38 +95,32 @@ def form_of(folder: Path) -> str:
 
 
 def framed(sample: Sample) -> Sample:
-    """The same object in the middle of the world, as large as those of `data.sample`, by the box that its masks leave.
+    """The same object in the middle of the world, as large as those of `data.sample`. Raises NothingSeen."""
+    return replace(sample, views=frame_of(sample.views).views(sample.views))
+
+
+def frame_of(views: Views) -> Frame:
+    """What brings an object there, by the box that its masks leave.
 
     Raises NothingSeen where the masks show nothing or contradict each other.
     """
-    low, high = common_box(sample.views)
+    low, high = common_box(views)
     side = float((high - low).max()) / (1 + 2 * MARGIN)
-    frame = Frame((low + high) / 2, side / BOX)
-    return replace(sample, views=frame.views(sample.views))
+    return Frame((low + high) / 2, side / BOX)
 
 
 # ---- the three forms
 
 
-def read_transforms(folder: Path) -> Sample:
-    """The views of the first of TRANSFORMS that is there, with depth where every frame has it. Raises BadInput."""
-    found = next((folder / name for name in TRANSFORMS if (folder / name).is_file()), None)
-    if found is None:
-        raise BadInput(f"{folder}: expected {' or '.join(TRANSFORMS)} in this folder, found none")
-    return _sample(folder, read_views(found))
+def read_transforms(folder: Path, only: Sequence[int] | None = None) -> Sample:
+    """The views of the first of TRANSFORMS that is there, with depth where every one has it. Raises BadInput."""
+    return _sample(folder, read_views(_transforms_file(folder), only))
 
 
-def read_gobjaverse(folder: Path) -> Sample:
+def read_gobjaverse(folder: Path, only: Sequence[int] | None = None) -> Sample:
     """The views of an object of G-Objaverse, with depth and normals where each has them. Raises BadInput."""
-    inner = folder / GOBJAVERSE_FOLDER
-    place = inner if inner.is_dir() else folder
-    files = sorted(path for path in (*place.glob("*/*.json"), *place.glob("*.json")) if path.stem.isdigit())
-    if not files:
-        raise BadInput(f"{place}: expected views NNNNN.json with NNNNN.png, found none")
-    pictures = _read_pictures([file.with_suffix(".png") for file in files])
-    height, width = pictures.shape[1:3]
-    c2w, Ks = zip(*(_gobjaverse_camera(file, width, height) for file in files), strict=True)
-    views = _views(pictures, np.stack(c2w), np.stack(Ks), [file.stem for file in files])
+    files = _chosen(_gobjaverse_files(folder), only)
+    views = _views(_gobjaverse_cameras(files), files)
     surfaces = [_gobjaverse_surface(file, views, view) for view, file in enumerate(files)]
     if any(surface is None for surface in surfaces):
         return _sample(folder, views)
@@ -112,19 +128,58 @@ def read_gobjaverse(folder: Path) -> Sample:
     return _sample(folder, replace(views, depth=depth), normals)
 
 
-def read_zero123(folder: Path, *, fov: float = ZERO123_FOV) -> Sample:
+def read_zero123(folder: Path, only: Sequence[int] | None = None, *, fov: float = ZERO123_FOV) -> Sample:
     """The views of an object rendered as for zero123, `fov` radians across the picture. Raises BadInput."""
+    files = _chosen(_zero123_files(folder), only)
+    return _sample(folder, _views(_zero123_cameras(files, fov), files))
+
+
+def _chosen(files: list[Path], only: Sequence[int] | None) -> list[Path]:
+    return files if only is None else [files[number] for number in only]
+
+
+def _transforms_file(folder: Path) -> Path:
+    found = next((folder / name for name in TRANSFORMS if (folder / name).is_file()), None)
+    if found is None:
+        raise BadInput(f"{folder}: expected {' or '.join(TRANSFORMS)} in this folder, found none")
+    return found
+
+
+def _gobjaverse_files(folder: Path) -> list[Path]:
+    inner = folder / GOBJAVERSE_FOLDER
+    place = inner if inner.is_dir() else folder
+    files = sorted(path for path in (*place.glob("*/*.json"), *place.glob("*.json")) if path.stem.isdigit())
+    if not files:
+        raise BadInput(f"{place}: expected views NNNNN.json with NNNNN.png, found none")
+    return files
+
+
+def _zero123_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*.npy") if path.stem.isdigit())
     if not files:
         raise BadInput(f"{folder}: expected views NNN.npy with NNN.png, found none")
-    pictures = _read_pictures([file.with_suffix(".png") for file in files])
-    height, width = pictures.shape[1:3]
-    focal = 0.5 * width / math.tan(0.5 * fov)
-    Ks = np.tile([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], (len(files), 1, 1))
-    return _sample(folder, _views(pictures, np.stack([_zero123_camera(file) for file in files]), Ks, files))
+    return files
 
 
 # ---- cameras
+
+
+def _gobjaverse_cameras(files: Sequence[Path]) -> Cameras:
+    width, height = _common_size(files)
+    c2w, Ks = zip(*(_gobjaverse_camera(file, width, height) for file in files), strict=True)
+    return _cameras(np.stack(c2w), np.stack(Ks), width, height)
+
+
+def _zero123_cameras(files: Sequence[Path], fov: float) -> Cameras:
+    width, height = _common_size(files)
+    focal = 0.5 * width / math.tan(0.5 * fov)
+    Ks = np.tile([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], (len(files), 1, 1))
+    return _cameras(np.stack([_zero123_camera(file) for file in files]), Ks, width, height)
+
+
+def _cameras(c2w: np.ndarray, Ks: np.ndarray, width: int, height: int) -> Cameras:
+    flat = torch.zeros(len(c2w), dtype=torch.bool)
+    return Cameras(torch.from_numpy(c2w).float(), torch.from_numpy(Ks).float(), flat, width, height)
 
 
 def _gobjaverse_camera(file: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,21 +246,33 @@ def _rigid(file: Path, matrix: np.ndarray) -> np.ndarray:
 # ---- pictures
 
 
-def _read_pictures(paths: list[Path]) -> np.ndarray:
-    """[V,H,W,4] float32, 0..1, straight alpha; 1 where a picture has none."""
-    pictures = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pictures.append(np.asarray(image.convert("RGBA"), dtype=np.float32) / 255)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadInput(f"{path}: expected an image, found what cannot be read as one: {error}") from error
-        (height, width), (found_height, found_width) = pictures[0].shape[:2], pictures[-1].shape[:2]
-        if (height, width) != (found_height, found_width):
+def _common_size(files: Sequence[Path]) -> tuple[int, int]:
+    """Width and height of the pictures beside the cameras' files. Raises BadInput where they differ."""
+    sizes = []
+    for path in (file.with_suffix(".png") for file in files):
+        with _opened(path) as image:
+            sizes.append(image.size)
+        (width, height), (found_width, found_height) = sizes[0], sizes[-1]
+        if (width, height) != (found_width, found_height):
             raise BadInput(
                 f"{path}: expected the size of the first view, {width}x{height}, found {found_width}x{found_height}"
             )
-    return np.stack(pictures)
+    return sizes[0]
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """[H,W,4] float32, 0..1, straight alpha; 1 where a picture has none."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{path}: expected an image, found what cannot be read as one: {error}") from error
 
 
 def _gobjaverse_surface(file: Path, views: Views, view: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -236,16 +303,9 @@ def _gobjaverse_surface(file: Path, views: Views, view: int) -> tuple[np.ndarray
 # ---- the result
 
 
-def _views(pictures: np.ndarray, c2w: np.ndarray, Ks: np.ndarray, files: list[Path] | list[str]) -> Views:
-    height, width = pictures.shape[1:3]
-    cameras = Cameras(
-        torch.from_numpy(c2w).float(),
-        torch.from_numpy(Ks).float(),
-        torch.zeros(len(c2w), dtype=torch.bool),
-        width,
-        height,
-    )
-    return Views(torch.from_numpy(pictures), cameras, names=tuple(f"{Path(file).stem}.png" for file in files))
+def _views(cameras: Cameras, files: Sequence[Path]) -> Views:
+    pictures = np.stack([_read_picture(file.with_suffix(".png")) for file in files])
+    return Views(torch.from_numpy(pictures), cameras, names=tuple(f"{file.stem}.png" for file in files))
 
 
 def _sample(folder: Path, views: Views, normals: torch.Tensor | None = None) -> Sample:

@@ -51,7 +51,7 @@ class FitConfig:
     coverage       weight of the alpha loss
     oversize       weight of splats above `largest_splat` scene radii
     needles        weight of splats more than `needle_ratio` times as long as wide
-    dreamed        weight of the pictures that the radiance grid shows from between and behind the inputs
+    dreamed        weight of the pictures that the start shows from between and behind the inputs
     dreamed_every  one step in so many looks at one of those instead of an input
     prune_opacity  splats below this are removed
     prune_every    steps between removals

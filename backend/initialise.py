@@ -148,22 +148,26 @@ def _normals(local: Tensor, depth: Tensor, footprint: Tensor, shown: Tensor) -> 
 
 
 def splats_of_grid(fitted: RadianceGrid, cameras: list[Cameras], limit: int, sh_degree: int) -> Gaussians:
-    """One ball a voxel for the at most `limit` voxels of a radiance grid that the cameras see most of.
-
-    Balls of half a voxel's deviation in a lattice cover, on average over a layer, 2 pi / 4 of their opacity: that makes
-    a layer of them as dense as the layer of voxels was.
-    """
+    """One ball a voxel for the at most `limit` voxels of a radiance grid that the cameras see most of."""
     seen = torch.stack([fitted.prominence(group, GRID_STRIDE) for group in cameras]).amax(0)
     rank = seen.flatten().argsort(descending=True, stable=True)[:limit]
     chosen = torch.zeros(seen.numel(), dtype=torch.bool)
     chosen[rank] = True
     rows = torch.nonzero(chosen.reshape(seen.shape) & (seen > LEAST_PROMINENCE), as_tuple=True)
     values = torch.from_numpy(fitted.values)[rows]
-    cover = 1 - torch.exp(-F.softplus(values[:, 0]) / (2 * math.pi * WIDTH**2))
     points = fitted.grid.centres()[rows]
     sizes = torch.full((len(points),), fitted.grid.spacing)
-    surfels = Surfels(points, values[:, 1:], torch.zeros_like(points), sizes, cover)
+    surfels = Surfels(points, values[:, 1:], torch.zeros_like(points), sizes, cover_of(values[:, 0]))
     return splats_on(surfels, 1.0, sh_degree)
+
+
+def cover_of(density: Tensor) -> Tensor:
+    """Opacity of the ball that stands for a voxel with this raw density, 0..1.
+
+    Balls of half a voxel's deviation in a lattice cover, on average over a layer, 2 pi / 4 of their opacity: that makes
+    a layer of them as dense as the layer of voxels was.
+    """
+    return 1 - torch.exp(-F.softplus(density) / (2 * math.pi * WIDTH**2))
 
 
 def together(parts: list[Surfels]) -> Surfels:

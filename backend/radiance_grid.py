@@ -23,6 +23,7 @@ from backend import grid_kernels
 from backend.cameras import Cameras, Views, rays
 from backend.hull import VoxelGrid, common_box, grid_over, mean_colours, visual_hull, voxel_pixels
 
+FAINTEST = 1e-6  # density that still has a logarithm
 SURFACE_VOXELS = 4.0  # times the square of a grid's resolution: about what a fitted object's skin is made of
 
 
@@ -101,6 +102,11 @@ class RadianceGrid:
         shape = (len(cameras), cameras.height, cameras.width)
         return Views(torch.cat([colour, alpha], 1).reshape(*shape, 4).clamp(0, 1), cameras, depth.reshape(shape))
 
+    def finer(self, resolution: int) -> RadianceGrid:
+        """See `finer`."""
+        grid, values, free = finer(self.grid, torch.from_numpy(self.values), torch.from_numpy(self.free), resolution)
+        return RadianceGrid(grid, values.numpy(), free.numpy())
+
     def prominence(self, cameras: Cameras, stride: float) -> Tensor:
         """[X,Y,Z] the largest share of a pixel, 0..1, that any camera sees of each voxel."""
         rows = _rays_through(self.grid, cameras, stride).rows
@@ -169,11 +175,34 @@ def _level_start(views: Views, grid: VoxelGrid, coarser: RadianceGrid | None, co
 
 
 def _resampled(source: RadianceGrid, grid: VoxelGrid) -> np.ndarray:
-    places = (grid.centres() - source.grid.origin) / source.grid.spacing
-    places = 2 * places / (torch.tensor(source.grid.shape) - 1).clamp_min(1) - 1
-    planes = torch.from_numpy(source.values).permute(3, 0, 1, 2)[None]
-    sampled = F.grid_sample(planes, places.flip(-1)[None], padding_mode="border", align_corners=True)
-    return np.ascontiguousarray(sampled[0].permute(1, 2, 3, 0).numpy())
+    return resampled(source.grid, torch.from_numpy(source.values), grid).numpy()
+
+
+def resampled(source: VoxelGrid, values: Tensor, grid: VoxelGrid) -> Tensor:
+    """values [X,Y,Z,C] at a grid's voxels -> [X',Y',Z',C] at another's, the edge going on."""
+    places = (grid.centres() - source.origin) / source.spacing
+    places = 2 * places / (torch.tensor(source.shape) - 1).clamp_min(1) - 1
+    planes = values.permute(3, 0, 1, 2)[None]
+    sampled = F.grid_sample(planes, places.flip(-1)[None].to(values), padding_mode="border", align_corners=True)
+    return sampled[0].permute(1, 2, 3, 0).contiguous()
+
+
+def finer(grid: VoxelGrid, values: Tensor, free: Tensor, resolution: int) -> tuple[VoxelGrid, Tensor, Tensor]:
+    """The same field, values [X,Y,Z,4] and free [X,Y,Z], on voxels of which `resolution` lie along the largest side;
+    each blocks as much less light as it is smaller.
+    """
+    low = grid.origin - grid.spacing / 2
+    new = grid_over(low, low + grid.spacing * torch.tensor(grid.shape), resolution)
+    fine = resampled(grid, values, new)
+    dense = F.softplus(fine[..., 0]) * (new.spacing / grid.spacing)
+    fine[..., 0] = dense.clamp_min(FAINTEST).expm1().log()
+    nearest = ((new.centres() - grid.origin) / grid.spacing).round().long()
+    nearest = torch.minimum(nearest.clamp_min(0), torch.tensor(grid.shape) - 1).to(free.device)
+    inside = free[tuple(nearest.unbind(-1))]
+    for axis in range(3):  # the kernels read one voxel beyond each free one
+        inside.movedim(axis, 0)[[0, -1]] = False
+    fine[..., 0] = torch.where(inside, fine[..., 0], -float(grid_kernels.BOUND))
+    return new, fine, inside
 
 
 def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tuple[Cameras, _Rays, np.ndarray]:

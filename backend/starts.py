@@ -13,10 +13,12 @@ from backend.gaussians import Gaussians
 from backend.hull import NothingSeen, common_box
 from backend.monitor import Monitor
 from backend.radiance_grid import GridConfig, Level, RadianceGrid, fit_grid, resolution_for
+from backend.rendering import render
 from backend.scans import cameras_around
 from backend.scene_start import scene_gaussians
 
 SOLID = 0.9  # opacity of a starting splat on a known surface
+AROUND = 192  # pixels of a side of what given Gaussians look like
 SPLATS = {"depth": 60_000, "hull": 40_000, "plane_sweep": 60_000}  # when nothing else is asked for
 
 
@@ -47,7 +49,8 @@ def choose_start(views: Views, initial: Gaussians | None, wishes: Wishes, monito
     Raises NothingSeen where the views show nothing or have nothing in common.
     """
     if initial is not None and len(initial) > 0:
-        return Start(initial.detach(), "gaussians")
+        given = initial.detach()
+        return Start(given, "gaussians", _as_they_are(given, views) if views.has_alpha and views.depth is None else ())
     if not bool((views.images[..., 3] > 0.5).any()):
         raise NothingSeen("The views are fully transparent: no camera sees the object.")
     if views.depth is not None:
@@ -57,6 +60,16 @@ def choose_start(views: Views, initial: Gaussians | None, wishes: Wishes, monito
     if views.has_alpha:
         return start_of_masks(views, wishes, monitor)
     return start_of_photographs(views, wishes, monitor)
+
+
+def _as_they_are(gaussians: Gaussians, views: Views) -> tuple[Views, ...]:
+    """What given Gaussians look like from all around: few views without depth would bend them to themselves alone."""
+    box = torch.stack([gaussians.means.amin(0), gaussians.means.amax(0)]).cpu().numpy()
+    around = cameras_around(box, min(AROUND, views.cameras.width)).to(gaussians.means.device)
+    with torch.no_grad():
+        seen = render(gaussians, around)
+    alpha = seen.alpha[..., None]
+    return (Views(torch.cat([seen.rgb / alpha.clamp_min(1e-6), alpha], dim=-1).clamp(0, 1), around),)
 
 
 def start_of_masks(views: Views, wishes: Wishes, monitor: Monitor) -> Start:

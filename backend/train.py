@@ -41,7 +41,7 @@ from backend.metrics import over, psnr
 from backend.monitor import Monitor, Silent
 from backend.recipes import Batch, Recipe, recipe_of
 from backend.rendering import cuda_problem, render
-from backend.train_config import TrainConfig, config_data, difference
+from backend.train_config import TrainConfig, config_data, config_from, difference
 from backend.training_data import Request, batches, held_out, requests
 from blender_addon.atomic_file import replacing
 
@@ -142,7 +142,8 @@ class _Run:
             progress = state.Progress(told, self.recipe.config_data(_config_of(self.model)))
         else:
             progress, tensors = found
-            if changed := difference(progress.config, told):
+            before = config_data(config_from(progress.config))  # with what was not known when it began
+            if changed := difference(before, told):
                 raise BadInput(
                     f"{self.out}: expected no run or this one, found one with another configuration: {changed}"
                 )

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from backend.data import DataConfig, Scene, scene, take
+from backend.data import DataConfig, Scene, draw, take
+from backend.folders import check
 from backend.recipes import Batch
+from backend.sample import Sample
 from backend.train_config import TrainConfig
 
 AHEAD = 4  # micro-batches that each worker has ready
@@ -71,10 +73,10 @@ def data_of(config: TrainConfig, request: Request) -> DataConfig:
     return replace(config.data, size=size, views=request.views, inputs=request.inputs)
 
 
-def scenes_of(config: TrainConfig, request: Request) -> list[Scene]:
-    """What a request's samples show, and from where."""
+def scenes_of(config: TrainConfig, request: Request) -> list[Scene | Sample]:
+    """What a request's samples show, and from where; the samples themselves where folders have their pictures."""
     stream = data_of(config, request)
-    return [scene(stream, index) for index in range(*request.indices)]
+    return [draw(stream, index) for index in range(*request.indices)]
 
 
 def batch_of(config: TrainConfig, request: Request, device: torch.device) -> Batch:
@@ -97,8 +99,10 @@ def batches(config: TrainConfig, wanted: Iterable[Request], device: torch.device
     """What is requested, in order, on the device.
 
     Without workers all of it is made here. Workers are some requests ahead: they make the samples where a processor
-    trains, and where a GPU does, only what is to be photographed, which it does itself faster.
+    trains, and where a GPU does, all but the photographs, which it makes itself faster.
+    Raises BadInput for a folder of the data's that cannot be used, before anything is made.
     """
+    check(config.data.folders)
     if not config.workers:
         return ((request, batch_of(config, request, device)) for request in wanted)
     if device.type == "cpu":
@@ -117,13 +121,13 @@ class _Batches(Dataset[tuple[Request, Batch]]):
         return request, batch_of(self.config, request, torch.device("cpu"))
 
 
-class _Scenes(Dataset[tuple[Request, list[Scene]]]):
-    """For workers: the scenes of a request's samples."""
+class _Scenes(Dataset[tuple[Request, list[Scene | Sample]]]):
+    """For workers: what a GPU makes a request's samples of."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 
-    def __getitem__(self, request: Request) -> tuple[Request, list[Scene]]:
+    def __getitem__(self, request: Request) -> tuple[Request, list[Scene | Sample]]:
         return request, scenes_of(self.config, request)
 
 

@@ -201,12 +201,15 @@ def _checkpoints(folder: Path) -> list[Path]:
 def write_weights(path: Path, family: str, progress: Progress, state: Mapping[str, Tensor]) -> None:
     """Writes a network as `checkpoint_files.read_checkpoint` loads it; beside its configuration, how it was made."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(tensors, _metadata(family, progress)))
+
+
+def _metadata(family: str, progress: Progress) -> dict[str, str]:
     kept = ("config", "step", "samples", "seconds")
     told = {key: value for key, value in asdict(progress).items() if key in kept}
     made = told | ({"psnr": progress.scores[-1][1]} if progress.scores else {})
-    metadata = {"family": family, "config": json.dumps(progress.network), "training": json.dumps(made)}
-    with replacing(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata))
+    return {"family": family, "config": json.dumps(progress.network), "training": json.dumps(made)}
 
 
 def export(run: Path, out: Path) -> None:
@@ -218,16 +221,26 @@ def export(run: Path, out: Path) -> None:
     if best.is_file():
         with safetensors.safe_open(best, "pt") as file:
             metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-        halved = {name: _halved(tensor) for name, tensor in state.items()}
-        with replacing(out) as file:
-            file.write(safetensors.torch.save(halved, metadata))
-        return
-    loaded = load_latest(run / "checkpoints")
-    if loaded is None:
-        raise BadInput(f"{run}: expected the folder of a training run, found no checkpoint in it")
-    progress, tensors = loaded
-    state = {name: _halved(tensor) for name, tensor in averages(tensors).items()}
-    write_weights(out, progress.config["family"], progress, state)
+    else:
+        loaded = load_latest(run / "checkpoints")
+        if loaded is None:
+            raise BadInput(f"{run}: expected the folder of a training run, found no checkpoint in it")
+        progress, tensors = loaded
+        metadata, state = _metadata(progress.config["family"], progress), averages(tensors)
+    halved = {name: _halved(tensor) for name, tensor in state.items()}
+    with replacing(out) as file:
+        file.write(safetensors.torch.save(halved, _without_folders(metadata)))
+
+
+def _without_folders(metadata: Mapping[str, str]) -> dict[str, str]:
+    """For others to read: of a run's paths only the names, for where they lay is nobody's business."""
+    made = json.loads(metadata["training"])
+    data = made["config"].get("data", {})
+    named = {"assets": data["assets"] and Path(data["assets"]).name} if "assets" in data else {}
+    named |= {"folders": [Path(folder).name for folder in data["folders"]]} if "folders" in data else {}
+    start = {"start": Path(made["config"]["start"]).name} if "start" in made["config"] else {}
+    config = made["config"] | start | ({"data": data | named} if data else {})
+    return {**metadata, "training": json.dumps(made | {"config": config})}
 
 
 def _halved(tensor: Tensor) -> Tensor:

@@ -45,13 +45,15 @@ class _Frame:
     height: int
 
 
-def read_views(path: Path | str) -> Views:
+def read_views(path: Path | str, only: Sequence[int] | None = None) -> Views:
     """The posed images of a transforms.json, or of a folder with transforms_input.json or transforms.json.
 
-    Depth is read when every frame has it. Raises BadInput naming the file or field, what was expected and found.
+    only  numbers of the frames that are wanted; without it, all
+    Depth is read when every such frame has it. Raises BadInput naming the file or field, what was expected and found.
     """
     file = find_transforms(Path(path))
     frames = _read_frames(file, measure_images=True)
+    frames = frames if only is None else [frames[number] for number in only]
     images = np.stack([_read_image(file.parent, frame) for frame in frames])
     depth = None
     if all(frame.depth for frame in frames):
@@ -60,11 +62,13 @@ def read_views(path: Path | str) -> Views:
     return Views(torch.from_numpy(images), _cameras_of(frames), depth, names)
 
 
-def read_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
-    """The cameras of such a file and their frames' file names, without folders; the images need not exist if the file
-    gives `w` and `h`. Raises BadInput as `read_views`."""
+def read_cameras(path: Path | str, *, with_images: bool = False) -> tuple[Cameras, tuple[str, ...]]:
+    """The cameras of such a file and their frames' file names, without folders. Raises BadInput as `read_views`.
+
+    with_images  whether the images must exist, in the size that the file says; else they need not if it says one
+    """
     file = find_transforms(Path(path))
-    frames = _read_frames(file, measure_images=False)
+    frames = _read_frames(file, measure_images=with_images)
     return _cameras_of(frames), tuple(PurePosixPath(frame.name).name for frame in frames)
 
 

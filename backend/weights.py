@@ -1,11 +1,11 @@
-"""The published checkpoints: what each is, what its licences say, and where it lies on this machine once fetched.
+"""The checkpoints: what each is, what its licences say, and where it lies on this machine.
 
-Nothing of the project needs a download: `fit` works without, and any checkpoint can be given by path. Sizes, licences
-and figures are the publishers' and our own measurements, as far as each is known; `commercial` is "unclear" wherever no
-statement was found or seen.
+Nothing of the project needs a download: `fit` works without, the starter ships, and any checkpoint can be given by
+path. The others are published: their sizes, licences and figures are the publishers' and our own measurements, as far
+as each is known; `commercial` is "unclear" wherever no statement was found or seen.
 
-The weights lie in one folder of the user, outside the extension's, which is replaced on update. GAUSSMITH_WEIGHTS names
-another folder. Imports no torch, so that listing is quick.
+What is fetched lies in one folder of the user, outside the extension's, which is replaced on update. GAUSSMITH_WEIGHTS
+names another folder. Imports no torch, so that listing is quick.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Family: TypeAlias = Literal["grm", "lgm", "long_lrm", "lrm"]
 
 FOLDER_VARIABLE = "GAUSSMITH_WEIGHTS"
 RECORD = "fetched.json"  # in a checkpoint's folder: what was fetched, with the hub's hashes
+STARTER = Path(__file__).resolve().parent / "starter"  # what ships, and LICENCE.md about it
 
 
 class WeightsMissing(BadInput):
@@ -32,10 +33,12 @@ class WeightsMissing(BadInput):
 
 @dataclass(frozen=True)
 class File:
-    """A file of a repository. `bytes` is as published or counted from the network's shapes; the hub knows better."""
+    """A file of a repository. `bytes` is as published or counted from the network's shapes; the hub knows better. A
+    file that ships is there to be asked.
+    """
 
     name: str
-    bytes: int
+    bytes: int = 0
 
     @property
     def local(self) -> str:
@@ -59,11 +62,11 @@ class CameraSetUp:
 
 @dataclass(frozen=True)
 class Entry:
-    """A published checkpoint.
+    """A checkpoint that has a name.
 
     name            what --weights and the panel call it
     preset          its family's name for its configuration
-    repository      on the hub (huggingface.co)
+    repository      on the hub (huggingface.co); empty: it ships, in STARTER
     files           what is fetched, the tensors first
     purpose         one line
     code_licence    of the published code, which nothing here is taken from
@@ -88,13 +91,18 @@ class Entry:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def shipped(self) -> bool:
+        """Whether it is a part of this program, and so neither fetched nor removed."""
+        return not self.repository
+
+    @property
     def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
+        return disk_bytes(self) if self.shipped else sum(file.bytes for file in self.files)
 
     @property
     def page(self) -> str:
         """Where the publisher's own words are."""
-        return f"https://huggingface.co/{self.repository}"
+        return (STARTER / "LICENCE.md").as_uri() if self.shipped else f"https://huggingface.co/{self.repository}"
 
     @property
     def licence(self) -> str:
@@ -123,6 +131,19 @@ OPENLRM_CAMERAS = CameraSetUp(((0, 0),), radius=2.0, fov=67.4)
 TRIPOSR_CAMERAS = CameraSetUp(((0, 0),), radius=1.9, fov=40)  # of its previews: the network is told no camera
 
 CATALOGUE: tuple[Entry, ...] = (
+    Entry(
+        name="starter",
+        family="grm",
+        preset="starter",
+        repository="",
+        files=(File("grm.safetensors"),),
+        purpose="One to eight views around an object, cut out of their background, to splats",
+        code_licence="GPL-3.0-or-later",
+        weight_licence="GPL-3.0-or-later; backend/starter/LICENCE.md says how they were made, and whom to credit",
+        commercial="yes",
+        memory_gib=0.9,  # with eight views
+        cameras=None,
+    ),
     Entry(
         name="grm_u",
         family="grm",
@@ -291,6 +312,7 @@ def weights_folder() -> Path:
 
 
 def folder_of(entry: Entry) -> Path:
+    """Where a checkpoint is fetched to."""
     return weights_folder() / entry.name
 
 
@@ -307,12 +329,13 @@ def record_of(entry: Entry) -> dict[str, Any] | None:
 
 def tensors_of(entry: Entry) -> Path:
     """The file with the tensors. What it does not tell lies beside it, see `checkpoint_files.read_checkpoint`."""
-    return folder_of(entry) / entry.files[0].local
+    return (STARTER if entry.shipped else folder_of(entry)) / entry.files[0].local
 
 
 def disk_bytes(entry: Entry) -> int:
     """What a checkpoint takes on the disk, the beginning of an interrupted download too."""
-    return sum(file.stat().st_size for file in folder_of(entry).rglob("*") if file.is_file())
+    files = [tensors_of(entry)] if entry.shipped else folder_of(entry).rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def resolve(name_or_path: str, family: Family) -> tuple[Path, Entry | None]:
@@ -330,7 +353,10 @@ def resolve(name_or_path: str, family: Family) -> tuple[Path, Entry | None]:
         raise BadInput(f"weights: expected a file or one of {names}, found {name_or_path!r}")
     if entry.family != family:
         raise BadInput(f"weights: expected a checkpoint of {family}, found {entry.name!r} of {entry.family}")
-    if record_of(entry) is None:
+    if entry.shipped:
+        if not tensors_of(entry).is_file():
+            raise BadInput(f"weights: expected {tensors_of(entry)}, which ships with this program; install it again")
+    elif record_of(entry) is None:
         raise WeightsMissing(
             f"weights: {entry.name} is not on this machine; expected it in {folder_of(entry)}. "
             f"Run: python -m backend weights fetch {entry.name}"

@@ -1,4 +1,4 @@
-"""`python -m backend weights`: list, fetch, verify and remove published checkpoints. Imports no torch.
+"""`python -m backend weights`: list checkpoints; fetch, verify and remove the published ones. Imports no torch.
 
 With --json every line of standard output is one object: `stage` and `fraction` while it works; at the end `done`, with
 `weights` where there is something to list, or `failure` (a kind) with `sentence` and `detail`.
@@ -56,6 +56,8 @@ def _act(given: argparse.Namespace, transport: Transport, teller: Teller) -> dic
         raise BadInput(
             f"weights {given.action}: expected the NAME of a checkpoint, found none; weights list shows them"
         )
+    if given.name and given.action != "list" and chosen[0].shipped:
+        raise BadInput(f"weights {given.action}: expected a checkpoint that is fetched; {given.name} ships with this")
     match given.action:
         case "fetch":
             if given.accept_licence:
@@ -82,7 +84,7 @@ def describe(entries: list[Entry]) -> dict[str, Any]:
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    record, held = record_of(entry), disk_bytes(entry)
+    record = record_of(entry)
     return {
         "name": entry.name,
         "family": entry.family,
@@ -98,11 +100,19 @@ def _described(entry: Entry) -> dict[str, Any]:
         "licence": entry.licence,
         "accepted": downloads.is_accepted(entry),
         "memory_gib": entry.memory_gib,
-        "state": "fetched" if record is not None else "partial" if held else "absent",
-        "disk_bytes": held,
+        "state": _state(entry),
+        "disk_bytes": disk_bytes(entry),
         "path": str(tensors_of(entry)),
         "revision": record.get("revision", "") if record is not None else "",
     }
+
+
+def _state(entry: Entry) -> str:
+    if record_of(entry) is not None:
+        return "fetched"
+    if not disk_bytes(entry):
+        return "absent"
+    return "shipped" if entry.shipped else "partial"
 
 
 # ---- how it is told

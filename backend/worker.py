@@ -47,7 +47,7 @@ KINDS: dict[str, protocol.FailureKind] = {
 # Rough shares of a job's time by stage, in the order they come, for one bar that never runs backwards.
 FIT_SHARES = {"depth": 15.0, "shape": 20.0, "fit": 60.0}
 NETWORK_SHARES = {"load": 10.0, "network": 50.0}
-REFINE_SHARES = {"fit": 40.0}
+REFINE_SHARES = {"fit": 240.0}
 MESH_SHARES = {"Mesh": 10.0, "Texture": 15.0}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "out of memory")

@@ -20,7 +20,7 @@ import bpy
 
 from . import backend_process, preferences, splat_object, studio
 from .capture import CapturedViews, CaptureError, CaptureSettings, capture
-from .families import Precision
+from .families import DEFAULT_METHOD, METHODS, MethodName, Precision
 from .generation import Assembly, new_name, stage_label
 from .order import Order, Output, cameras_of
 from .protocol import Welcome
@@ -48,8 +48,12 @@ class CaptureWords(TypedDict, total=False):
 
 
 class Words(CaptureWords, total=False):
-    """What to make of it. Left out: the default of Order. `mesh=True` is short for output="both"."""
+    """What to make of it. Left out: the default of Order. `mesh=True` is short for output="both".
 
+    A method stands for a model, its default weights and a refinement. Without one of these four words it is "fast".
+    """
+
+    method: MethodName
     model: str
     weights: str
     precision: Precision
@@ -66,6 +70,7 @@ class Words(CaptureWords, total=False):
 
 
 RENAMED = {"views": "count"}  # CaptureSettings' name for the word
+OF_METHOD = frozenset({"model", "weights", "refine"})  # the words that a method stands for
 OF_CAPTURE = frozenset(CaptureSettings.__dataclass_fields__) | frozenset(RENAMED)
 
 
@@ -87,9 +92,16 @@ class Generated:
     report: dict[str, Any]
 
 
-def order_of(words: Words | CaptureWords) -> Order:
+def order_of(words: Words) -> Order:
     """The words as an Order. Raises CaptureError for values out of range or words that do not go together."""
     given: dict[str, Any] = dict(words)
+    method = given.get("method", "" if OF_METHOD & given.keys() else DEFAULT_METHOD)
+    meant = METHODS.get(method or DEFAULT_METHOD)
+    return _order({**(meant.settings if meant is not None else {}), "method": method, **given})
+
+
+def _order(given: dict[str, Any]) -> Order:
+    """The words as they are, without a method that nobody has named."""
     transforms = given.pop("transforms", None)
     if given.get("source") == "views":
         del given["source"]
@@ -120,7 +132,7 @@ def capture_views(
 
     Raises CaptureError, with a sentence, when there is nothing to capture or a word makes no sense.
     """
-    return _views(context or bpy.context, order_of(words), objects, on_progress)
+    return _views(context or bpy.context, _order(dict(words)), objects, on_progress)
 
 
 def generate(
@@ -171,8 +183,10 @@ def _insert(
     empty, splats, mesh = (bpy.data.objects.get(part) for part in (made.empty, made.splats, made.mesh))
     assert empty is not None
     objects = [described(item, role) for item, role in ((splats, "splats"), (mesh, "mesh")) if item is not None]
-    summary = {"result": empty.name, "objects": objects, "psnr": report.get("psnr"), "views": len(cameras["names"])}
-    return Generated(empty, splats, mesh, {**summary, "model": order.model, "times": times, "backend": report})
+    views = len(cameras["names"])
+    summary = {"result": empty.name, "objects": objects, "psnr": report.get("psnr"), "views": views}
+    way = {"method": order.method, "made_by": order.made_by(views, report), "model": order.model}
+    return Generated(empty, splats, mesh, {**summary, **way, "times": times, "backend": report})
 
 
 def described(item: bpy.types.Object, role: str) -> dict[str, Any]:

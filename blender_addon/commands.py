@@ -18,7 +18,7 @@ import bpy
 
 from . import api, preferences
 from .atomic_file import replacing
-from .families import FAMILIES, PRECISIONS
+from .families import DEFAULT_METHOD, FAMILIES, METHODS, PRECISIONS
 from .order import TEXTURE_SIZES
 from .session import SessionState
 from .views import CaptureError
@@ -171,7 +171,9 @@ def add_result_words(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--prompt", metavar="TEXT", help="not available in this version")
     add("--image", metavar="FILE", help="not available in this version")
-    add("--model", choices=tuple(FAMILIES), help="default: fit")
+    methods = ", ".join(f"{method.name}: {method.tip[0].lower()}{method.tip[1:]}" for method in METHODS.values())
+    add("--method", choices=tuple(METHODS), help=f"{methods}; default: {DEFAULT_METHOD}")
+    add("--model", choices=tuple(FAMILIES), help="instead of a method")
     add("--weights", metavar="NAME_OR_PATH", help="a checkpoint of the model")
     add("--precision", choices=PRECISIONS, help="of a network's numbers")
     add("--steps", type=int, help="optimisation steps of fit")

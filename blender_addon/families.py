@@ -1,13 +1,15 @@
-"""What makes splats: the fit, and the families of networks with the views that each takes. Standard library alone.
+"""What makes splats: the fit, the families of networks with the views that each takes, and the methods, which are the
+three of these ways that most people want. Standard library alone.
 
-The panel, the capture and the backend all read this one table.
+The panel, the capture and the backend all read these two tables.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+MethodName: TypeAlias = Literal["fast", "balanced", "best"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]  # of a network's numbers
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -40,8 +42,8 @@ FAMILIES = {
     for family in (
         Family("fit", "Fit (per scene)", "Optimise the splats for exactly these views; needs no weights", 0),
         Family(
-            *("grm", "GRM", "One pass of the GRM network over four views around an object", 1),
-            used=4,
+            *("grm", "GRM", "One pass of the GRM network over up to eight views around an object", 1),
+            used=8,  # the published checkpoints choose four of them
             elevations=(20.0,),
         ),
         Family(
@@ -65,6 +67,41 @@ FAMILIES = {
     )
 }
 NETWORKS = tuple(name for name in FAMILIES if name != "fit")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make splats that has a name of its own.
+
+    name          what commands and scripts call it
+    title, tip    what the panel shows
+    number        what a .blend stores; never given to another
+    model         the family, with its default checkpoint
+    refine        steps of fit after a network
+    """
+
+    name: MethodName
+    title: str
+    tip: str
+    number: int
+    model: str
+    refine: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it stands for, under the names of an Order."""
+        return {"model": self.model, "weights": "", "refine": self.refine}
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("fast", "Fast", "The starter network alone: seconds, once the pictures are taken", 0, "grm"),
+        Method("balanced", "Balanced", "The starter network, then a short fit to the pictures", 1, "grm", refine=100),
+        Method("best", "Best", "A fit to the pictures from the beginning: minutes", 2, "fit"),
+    )
+}
+DEFAULT_METHOD: MethodName = "fast"
 
 
 def problem(name: str, views: int, *, orthographic: bool) -> str:

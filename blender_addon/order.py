@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import protocol
-from .families import FAMILIES, Family, Precision
+from .families import FAMILIES, METHODS, Family, MethodName, Precision
 from .views import CapturedViews, CaptureError, CaptureSettings
 
 Output = Literal["splats", "mesh", "both"]
@@ -22,6 +22,7 @@ class Order:
 
     capture       what to render; of no use when `transforms` is given
     transforms    a transforms.json with pictures, instead of rendering
+    method        the one of METHODS that was asked for; empty: model, weights and refine were chosen one by one
     model         a family the backend offers; `fit` optimises for this scene
     weights       a checkpoint's name or path; empty: the model's default
     precision     of a network's numbers
@@ -36,6 +37,7 @@ class Order:
 
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     transforms: Path | None = None
+    method: MethodName | Literal[""] = ""
     model: str = "fit"
     weights: str = ""
     precision: Precision = "auto"
@@ -62,8 +64,22 @@ class Order:
                 raise CaptureError(f"The {label} must lie between {low} and {high}, found {value}.")
         if self.model not in FAMILIES:
             raise CaptureError(f"The model must be one of {', '.join(FAMILIES)}, found {self.model!r}.")
+        if self.method:
+            self._check_method()
+        if self.steps and self.model != "fit":
+            raise CaptureError(f"Steps are for the fit, found {self.steps} for {self._family.title}: leave them out.")
         if self.transforms is None and self.capture.source == "viewport" and self.capture.count < self._family.least:
             raise CaptureError(f"{self._family.title} needs at least {self._family.least} views.")
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise CaptureError(f"The method must be one of {', '.join(METHODS)}, found {self.method!r}.")
+        for name, wanted in METHODS[self.method].settings.items():
+            if getattr(self, name) != wanted:
+                raise CaptureError(
+                    f"The method {self.method} comes with {name} {wanted!r}, found {getattr(self, name)!r}: "
+                    f"name either the method or the {name}."
+                )
 
     @property
     def source(self) -> str:
@@ -101,12 +117,22 @@ class Order:
             **{name: getattr(self, name) for name in SENT},
         )
 
+    def made_by(self, views: int, report: dict[str, Any]) -> str:
+        """What made the result, such as "Balanced: starter network, 100 steps of fit, 8 views"."""
+        head = METHODS[self.method].title if self.method else self._family.title
+        network, steps = Path(report.get("weights") or self.weights).name, report.get("steps") or 0
+        parts = [f"{network} network".strip()] if self.model != "fit" else []
+        parts += [f"{steps} steps of fit"] if steps else []
+        return f"{head}: {', '.join([*parts, '1 view' if views == 1 else f'{views} views'])}"
+
     def recipe(self, cameras: dict[str, Any], report: dict[str, Any], times: dict[str, float]) -> dict[str, Any]:
         """What the result remembers: enough to make it again and to say how good it is. JSON values only."""
         settings = {name: getattr(self, name) for name in SETTINGS} | {"capture": asdict(self.capture)}
         return {
             "source": self.source if self.transforms is None else str(self.transforms),
             "cameras": cameras,
+            "method": self.method,
+            "made_by": self.made_by(len(cameras["names"]), report),
             "model": self.model,
             "settings": settings,
             "seed": self.seed,

@@ -8,7 +8,8 @@ import bpy
 from bpy.app.translations import pgettext_iface as iface
 from bpy.app.translations import pgettext_rpt as rpt
 
-from . import environment, operators, preferences, result, scene_advice, studio, weights_panel
+from . import environment, operators, preferences, properties, result, scene_advice, studio, weights_panel
+from .families import FAMILIES
 from .sentence import WINDOW, draw_sentence
 from .session import SessionState
 
@@ -55,7 +56,9 @@ def draw_choices(layout: bpy.types.UILayout, chosen: Any) -> None:
     column.prop(chosen, "source")
     if chosen.source == "FILES":
         column.prop(chosen, "transforms")
-    column.prop(chosen, "model")
+    column.prop(chosen, "method")
+    if chosen.method == properties.OWN_CHOICE[0]:
+        column.prop(chosen, "model")
     column.prop(chosen, "quality")
     column.row().prop(chosen, "output", expand=True)
 
@@ -138,6 +141,9 @@ class GAUSSMITH_PT_capture(_Sidebar, bpy.types.Panel):
 
 def draw_orbit(column: bpy.types.UILayout, chosen: Any) -> None:
     column.prop(chosen, "count")
+    most = FAMILIES[properties.model_of(chosen)].used
+    if most is not None and most < chosen.count:
+        column.label(text=f"{iface('The network takes at most')} {most}", translate=False, icon="INFO")
     column.prop(chosen, "distance")
     column.prop(chosen, "lens")
     column.prop(chosen, "use_elevations")
@@ -164,12 +170,11 @@ class GAUSSMITH_PT_reconstruction(_Sidebar, bpy.types.Panel):
         column = self.layout.column()
         column.use_property_split = True
         column.use_property_decorate = False
-        if chosen.model == "fit":
+        if properties.model_of(chosen) == "fit":
             draw_optional(column, chosen, "use_steps", "steps")
-        else:
-            column.prop(chosen, "weights")
-            column.prop(chosen, "precision")
-            column.prop(chosen, "refine")
+        elif chosen.method == properties.OWN_CHOICE[0]:
+            for name in ("weights", "precision", "refine"):
+                column.prop(chosen, name)
         column.prop(chosen, "max_splats")
         if chosen.output != "SPLATS":
             column.prop(chosen, "faces")
@@ -203,6 +208,8 @@ def draw_result(layout: bpy.types.UILayout, empty: Any) -> None:
     if result.part(empty, "SPLATS") is not None and result.part(empty, "MESH") is not None:
         layout.row().prop(empty.gaussmith, "display", expand=True)
     figures = result.recipe_of(empty)
+    if figures.get("made_by"):
+        draw_sentence(layout.column(align=True), figures["made_by"], icon="INFO")
     if figures.get("psnr") is not None:
         layout.label(text=iface("Match") + f": {figures['psnr']:.1f} dB", translate=False)
 

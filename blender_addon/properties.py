@@ -15,7 +15,7 @@ from bpy.props import (
     StringProperty,
 )
 
-from .families import FAMILIES
+from .families import DEFAULT_METHOD, FAMILIES, METHODS
 from .order import LARGEST_FACES, SMALLEST_FACES, TEXTURE_SIZES, Order
 from .views import CaptureSettings
 
@@ -26,10 +26,12 @@ SOURCES = (
     ("VIEWPORT", "Viewport", "What this 3D viewport shows, and an orbit that starts there", "VIEW3D", 3),
     ("FILES", "Image Files", "Pictures and cameras named by a transforms.json", "FILE_IMAGE", 4),
 )
+OWN_CHOICE = ("MODEL", "Choose Model", "A model with settings of your own", 9)  # beside the methods
+METHOD_ITEMS = (*((item.name.upper(), item.title, item.tip, item.number) for item in METHODS.values()), OWN_CHOICE)
 QUALITIES = (
-    ("PREVIEW", "Preview", "Small pictures, few samples, a short fit: to see whether the views are right"),
-    ("STANDARD", "Standard", "A good result in minutes"),
-    ("FINAL", "Final", "Large pictures, the scene's own samples, a long fit"),
+    ("PREVIEW", "Preview", "Small, with few samples, to see whether the views are right; a fit to them is short"),
+    ("STANDARD", "Standard", "Of medium size, with enough samples for a good result"),
+    ("FINAL", "Final", "Large, with the scene's own samples; a fit to them is long"),
 )
 PRECISIONS = (
     ("AUTO", "Automatic", "The most exact that fits into the memory"),
@@ -64,9 +66,18 @@ class GaussmithSettings(bpy.types.PropertyGroup):
         description="A transforms.json beside its pictures, as NeRF tools write it",
         subtype="FILE_PATH",
     )
+    method: EnumProperty(  # type: ignore[valid-type]
+        name="Method",
+        description="How the views become splats, from the quickest to the most exact",
+        items=METHOD_ITEMS,
+        default=DEFAULT_METHOD.upper(),
+    )
     model: EnumProperty(name="Model", description="What turns the views into splats", items=model_items)  # type: ignore[valid-type]
     quality: EnumProperty(  # type: ignore[valid-type]
-        name="Quality", description="How much care and time to spend", items=QUALITIES, default="STANDARD"
+        name="Pictures",
+        description="How much care and time to spend on the pictures",
+        items=QUALITIES,
+        default="STANDARD",
     )
     output: EnumProperty(name="Output", description="What joins the scene", items=OUTPUTS)  # type: ignore[valid-type]
 
@@ -98,7 +109,7 @@ class GaussmithSettings(bpy.types.PropertyGroup):
         name="Lens", description="Focal length of the orbit's cameras in millimetres", default=50, min=1, max=5000
     )
     use_resolution: BoolProperty(  # type: ignore[valid-type]
-        name="Choose Resolution", description="Set the size of the pictures instead of leaving it to the quality"
+        name="Choose Resolution", description="Set the size of the pictures instead of leaving it to their care"
     )
     resolution: IntProperty(  # type: ignore[valid-type]
         name="Resolution", description="Pixels of the pictures' longest side", default=512, min=4, max=8192
@@ -127,7 +138,7 @@ class GaussmithSettings(bpy.types.PropertyGroup):
     frame_step: IntProperty(name="Frame Step", description="Frames from one view to the next", default=1, min=1)  # type: ignore[valid-type]
 
     use_steps: BoolProperty(  # type: ignore[valid-type]
-        name="Choose Steps", description="Set the length of the fit instead of leaving it to the quality"
+        name="Choose Steps", description="Set the length of the fit instead of leaving it to the pictures"
     )
     steps: IntProperty(  # type: ignore[valid-type]
         name="Steps", description="Optimisation steps of the fit", default=600, min=1, max=1_000_000, soft_max=10_000
@@ -186,17 +197,29 @@ def weights_of(chosen: GaussmithSettings) -> str:
     return bpy.path.abspath(chosen.weights) if chosen.weights.startswith("//") else chosen.weights
 
 
+def model_of(chosen: GaussmithSettings) -> str:
+    """The family that the panel's method or model means."""
+    method = METHODS.get(chosen.method.lower())
+    return method.model if method is not None else chosen.model or "fit"
+
+
+def way_of(chosen: GaussmithSettings) -> dict[str, Any]:
+    """The fields of an Order that say how the splats are made."""
+    method, model = METHODS.get(chosen.method.lower()), model_of(chosen)
+    way = {"method": method.name, **method.settings} if method is not None else {"model": model}
+    if model == "fit":
+        return way | {"steps": chosen.steps if chosen.use_steps else FIT_STEPS[chosen.quality]}
+    own = {"weights": weights_of(chosen), "precision": chosen.precision.lower(), "refine": chosen.refine}
+    return way if method is not None else way | own
+
+
 def order(chosen: GaussmithSettings, device: str) -> Order:
     """What the panel's values ask for, read once when Generate is pressed. Raises CaptureError."""
     transforms = Path(bpy.path.abspath(chosen.transforms)) if chosen.source == "FILES" else None
     return Order(
         capture=capture_settings(chosen),
         transforms=transforms,
-        model=chosen.model or "fit",
-        weights=weights_of(chosen) if (chosen.model or "fit") != "fit" else "",
-        precision=chosen.precision.lower(),  # type: ignore[arg-type]
-        steps=chosen.steps if chosen.use_steps else FIT_STEPS[chosen.quality],
-        refine=chosen.refine,
+        **way_of(chosen),
         max_splats=chosen.max_splats,
         output=chosen.output.lower(),  # type: ignore[arg-type]
         faces=chosen.faces,

@@ -13,7 +13,6 @@ from . import splat_object
 Display = Literal["SPLATS", "MESH"]
 RECIPE = "gaussmith_recipe"  # a custom property of the empty: JSON text
 ROLE = "gaussmith_role"  # a custom property of each child: "SPLATS" or "MESH"
-RECIPE_FIELDS = ("source", "cameras", "model", "settings", "seed", "weight_hash", "times", "psnr")
 
 DISPLAYS = (
     ("SPLATS", "Splats", "Show the Gaussian splats"),

@@ -1,4 +1,4 @@
-"""The published checkpoints as Blender sees them: what the backend's `weights` command lists, and one task at a time.
+"""The checkpoints as Blender sees them: what the backend's `weights` command lists, and one task at a time.
 
 Blender's timer calls `pump`. No bpy, no threads: each task is a child process.
 """
@@ -35,7 +35,7 @@ class Item:
     licence: str
     commercial: str
     accepted: bool
-    state: str  # absent, partial or fetched
+    state: str  # absent, partial, fetched or shipped
     bytes: int
     disk_bytes: int
     memory_gib: float
@@ -63,8 +63,8 @@ class Shelf:
 
     @property
     def disk_bytes(self) -> int:
-        """What all of them take."""
-        return sum(item.disk_bytes for item in self.items or ())
+        """What all of them take in the folder."""
+        return sum(item.disk_bytes for item in self.items or () if item.state != "shipped")
 
     def item(self, name: str) -> Item | None:
         return next((item for item in self.items or () if item.name == name), None)

@@ -1,4 +1,4 @@
-"""The published checkpoints in the preferences: which there are, what their licences say, and buttons for each."""
+"""The checkpoints in the preferences: which there are, what their licences say, and buttons for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OFFLINE = (
     "Downloading a checkpoint needs the network, and Blender is set to stay offline. "
     "Allow it under Preferences > System > Network > Allow Online Access."
 )
-STATE_ICONS = {"fetched": "CHECKMARK", "partial": "SORTTIME", "absent": "BLANK1"}
+STATE_ICONS = {"shipped": "CHECKMARK", "fetched": "CHECKMARK", "partial": "SORTTIME", "absent": "BLANK1"}
 
 
 def why_not(*, online: bool = False) -> str:
@@ -176,6 +176,13 @@ def draw_item(box: bpy.types.UILayout, item: Item) -> None:
     split.label(text=item.name, translate=False, icon=STATE_ICONS[item.state])
     figures = f"{(item.disk_bytes or item.bytes) / GB:.2f} GB   {iface(COMMERCIAL[item.commercial])}   {item.purpose}"
     split.label(text=figures, translate=False)
+    if item.state != "shipped":
+        draw_actions(row, item)
+    row.operator("wm.url_open", text="", icon="URL").url = item.page
+
+
+def draw_actions(row: Any, item: Item) -> None:
+    """Buttons for what comes and goes; what ships does neither."""
     if item.state != "fetched":
         row.operator("gaussmith.fetch_weights", text="", icon="IMPORT").name = item.name
     else:
@@ -183,7 +190,6 @@ def draw_item(box: bpy.types.UILayout, item: Item) -> None:
     removal = row.row(align=True)
     removal.active = item.disk_bytes > 0
     removal.operator("gaussmith.remove_weights", text="", icon="TRASH").name = item.name
-    row.operator("wm.url_open", text="", icon="URL").url = item.page
 
 
 def draw_licence(layout: Any, item: Item | None) -> None:

@@ -46,3 +46,11 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _is_loopback(host: str | bytes) -> bool:
     name = host.decode() if isinstance(host, bytes) else host
     return name == "localhost" or name == "::1" or name.startswith("127.")
+
+
+@pytest.fixture
+def no_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guided network without a coarse grid: what the pixels say, alone."""
+    from backend.models import grm_guide
+
+    monkeypatch.setattr(grm_guide, "fitted", lambda *_: None)

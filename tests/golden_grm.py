@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from backend.checkpoint_files import load_into
 from backend.gaussians import Gaussians
-from backend.models.grm import GRM, IGNORED, activate, config_from
+from backend.models.grm import GRM, IGNORED, config_from
 from backend.models.grm_cameras import plucker, poses
+from backend.models.grm_gaussians import activate
 
 
 def run(folder: Path) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend import bench, bench_networks
+from backend import bench, bench_networks, network, weights
+from backend.models import grm
 from backend.rasterise_cpu import rasterise
 
 
@@ -29,7 +30,7 @@ def test_the_table_holds_what_was_measured(
     for scenes in ("CPU_SCENES", "SLOW_SCENES", "SAME_SIZE_SCENES"):
         monkeypatch.setattr(bench, scenes, small)
     monkeypatch.setattr(bench, "gsplat_problem", lambda: "no such card")
-    tiny = bench_networks.Case("tiny", "grm", "starter", 2, 32, (("input_res", 32), ("layers", 1), ("width", 128)))
+    tiny = bench_networks.Case("tiny", "grm", "grm_u", 4, 32, (("input_res", 32), ("layers", 1), ("width", 128)))
     monkeypatch.setattr(bench_networks, "CASES", (tiny,))
     monkeypatch.setattr(bench_networks, "LENGTHS", (256, 512))
     monkeypatch.setattr(bench_networks, "MATMUL_SIDE", {"cpu": 256})
@@ -48,6 +49,20 @@ def test_the_table_holds_what_was_measured(
     assert speed["difference"] == 0 and half["precision"] == "bfloat16" and 0 < half["difference"] < 0.1
     assert [row["tokens"] for row in lengths] == [256, 512] and all(row["seconds"] > 0 for row in lengths)
     assert "tiny" in printed and "to the power" in printed
+
+
+def test_the_starter_is_measured_as_it_ships() -> None:
+    """Its row has the shipped weights, which a run in half precision does not round for the next."""
+    assert bench_networks.STARTER in bench_networks.CASES and bench_networks.STARTER in bench_networks.CUDA_CASES
+    views = bench_networks.coloured_views(2, 32)
+    bench_networks._network(bench_networks.STARTER, torch.bfloat16, "cpu")
+    got = bench_networks._network(bench_networks.STARTER, torch.float32, "cpu")(views)
+    path, _ = weights.resolve("starter", "grm")
+    model = network.load(path, "grm").model
+    assert isinstance(model, grm.GRM)
+    want = grm.reconstruct(model, views)
+    torch.testing.assert_close(got.means, want.means)
+    assert network.load(path, "grm").dtype == torch.float32
 
 
 def test_the_exponent_of_a_power_law() -> None:

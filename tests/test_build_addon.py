@@ -43,6 +43,7 @@ def test_the_zip_has_the_repositorys_shape(tmp_path: Path, cache: Path, edition:
         "LICENSE",
         "blender_addon/protocol.py",
         "backend/__main__.py",
+        "backend/starter/grm.safetensors",
         "backend/requirements/linux-cpu.txt",
     } <= names
     assert "blender_addon/blender_manifest.toml" not in names, "one manifest, at the root"

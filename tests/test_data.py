@@ -14,7 +14,8 @@ import trimesh
 from backend import data
 from backend.assets import Asset, Material
 from backend.cameras import rays
-from backend.data import DataConfig, Sample, is_held_out, sample, samples, scene
+from backend.data import DataConfig, sample, scene
+from backend.sample import Sample, is_held_out
 
 QUICK = DataConfig(size=32, views=5, inputs=3)
 
@@ -61,14 +62,6 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
     assert not same(first[0], first[1])
     assert not same(first[0], sample(replace(QUICK, seed=1), 0))
     assert not same(first[0], sample(replace(QUICK, held_out=True), 0))
-
-
-def test_the_stream_begins_anywhere_and_workers_change_nothing() -> None:
-    config = replace(QUICK, views=2)
-    alone = [sample(config, index) for index in (3, 4, 5)]
-    for workers in (0, 2):
-        stream = itertools.islice(samples(config, 3, workers=workers), 3)
-        assert all(same(a, b) for a, b in zip(alone, stream, strict=True))
 
 
 def test_what_a_sample_holds() -> None:

@@ -396,7 +396,7 @@ def test_an_interrupted_command(dataset, tmp_path, capsys, monkeypatch):
     [
         (["--model", "no_such"], "--model: expected NAME"),
         (["--model", "hull+3"], "takes neither steps nor seconds"),
-        (["--model", "grm", "--weights", "no_such"], "weights: expected a file or one of grm"),
+        (["--model", "grm", "--weights", "no_such"], "weights: expected a file or one of starter, grm_u"),
         (["--model", "grm", "--refine", "-1"], "refine: expected a number from 0"),
         (["--objects", "0"], "--objects: expected at least 1"),
         (["--lpips", "no_such"], "lpips: expected a file or a folder"),

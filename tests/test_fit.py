@@ -13,8 +13,10 @@ from backend.cameras import Cameras, Views, orbit, rays
 from backend.fit import FitConfig, NothingSeen, default_steps, fit, mean_psnr, reduce_views
 from backend.gaussians import SH_C0, Gaussians
 from backend.initialise import Surfels, facing, splats_on
+from backend.metrics import over
 from backend.monitor import JobCancelled, Silent
 from backend.rendering import render
+from backend.starts import Wishes, choose_start
 from tests.walls import cameras_before_a_wall, wall_views
 
 QUICK = FitConfig(steps=100, max_splats=3000)
@@ -147,6 +149,19 @@ def test_gaussians_that_are_given_come_before_anything_else():
     result = fit(views, replace(QUICK, max_splats=0), initial=dull)
     assert result.start == "gaussians"
     assert result.psnr > mean_psnr(dull, views) + 5
+
+
+def test_given_gaussians_stay_as_they_are_where_no_view_looks():
+    """Without depth, pictures of them from all around take part; with it, the surface is known."""
+    truth, views = painted_ball(), captured(ring(2), depth=True)
+    start = choose_start(replace(views, depth=None), truth, Wishes(0, 0, 0), Silent())
+    (around,) = start.dreamed
+    assert len(around) == 26 and around.cameras.width == 64
+    with torch.no_grad():
+        seen = render(truth, around.cameras[[7]], torch.ones(3)).rgb[0]
+    torch.testing.assert_close(over(around.images[7], 1.0), seen.clamp(0, 1), rtol=0, atol=2e-3)
+    assert choose_start(views, truth, Wishes(0, 0, 0), Silent()).dreamed == ()
+    assert choose_start(without_alpha(replace(views, depth=None)), truth, Wishes(0, 0, 0), Silent()).dreamed == ()
 
 
 def test_the_same_seed_gives_the_same_gaussians():

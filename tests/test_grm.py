@@ -23,31 +23,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backend.cameras import BadInput, Views, orbit
-from backend.gaussians import rotation_matrices
-from backend.hull import project
 from backend.models import grm_layers
 from backend.models.grm import (
-    BESIDE_HULL,
     GRM,
-    HEADS,
     PRESETS,
-    Encoder,
     GRMConfig,
     chosen_views,
     config_from,
-    guided,
     memory_needed,
     reconstruct,
-    scales_of,
     takes,
     view_counts,
 )
-from backend.models.grm_cameras import poses
 from backend.models.grm_config import config_data, known_part
-from backend.models.grm_guide import guide_of
+from backend.models.grm_gaussians import HEADS, RawGaussians, scales_of
 from backend.models.grm_layers import Attention, Block, Mlp, Upscale
 from tests import golden_grm
-from tests.splat_scenes import cameras_around
+from tests.grm_networks import OWN, RELEASED, batch, network, some_views, standing_views
 
 FOLDERS = (".", "half_res_exp", "no_upsampler")
 TOLERANCES = (  # absolute, by the beginning of the name, first match; the golden data's own
@@ -68,65 +60,6 @@ TOLERANCES = (  # absolute, by the beginning of the name, first match; the golde
     ("render.opacities", 6e-6),
     ("render.rotations", 1e-4),
 )
-RELEASED = GRMConfig(
-    input_res=32,
-    patch_size=8,
-    layers=2,
-    width=128,
-    window_size=64,
-    decoder_ratio=2,
-    num_input_views=4,
-    render_scaling="sigmoid",
-    scale_min_act=0.005,
-    scale_max_act=0.02,
-)
-OWN = replace(
-    RELEASED,
-    in_channels=4,
-    scale_min_act=0.1,
-    scale_max_act=4.0,
-    pixel_grid="centres",
-    shuffle="views",
-    qk_norm=True,
-    placement="object",
-    guided=True,
-)
-
-
-def network(config: GRMConfig, seed: int = 0) -> GRM:
-    """Random weights, biases and gains, so that nothing is hidden by a zero or a one."""
-    torch.manual_seed(seed)
-    model = GRM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model
-
-
-def some_views(count: int, side: int = 32, *, orthographic: bool = False, seed: int = 1) -> Views:
-    images = torch.rand(count, side, side, 4, generator=torch.Generator().manual_seed(seed))
-    return Views(images, cameras_around(count, side, side, orthographic=orthographic))
-
-
-def standing_views(count: int = 4, *, orthographic: bool = False) -> Views:
-    """Pictures of 40 x 40 pixels in whose middle 28 x 28 opaque ones of any colour stand; cut to 32 x 32 for a guided
-    network, they stay as they are.
-    """
-    views = some_views(count, side=40, orthographic=orthographic)
-    alpha = torch.zeros(count, 40, 40)
-    alpha[:, 6:34, 6:34] = 1
-    return replace(views, images=torch.cat([views.images[..., :3], alpha[..., None]], dim=-1))
-
-
-def batch(config: GRMConfig, views: int, size: int = 1, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """images, c2w, Ks"""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (size, views, config.in_channels, config.input_res, config.input_res)
-    cameras = cameras_around(size * views, config.input_res, config.input_res)
-    images = 2 * torch.rand(shape, generator=generator) - 1
-    return images, cameras.c2w.unflatten(0, (size, views)), cameras.Ks.unflatten(0, (size, views))
-
-
 # ---- parity
 
 
@@ -402,7 +335,7 @@ def test_heads_are_pixel_shuffles() -> None:
         picture = tokens.view(6, 8, 8, 64).permute(0, 3, 1, 2)
         want = F.pixel_shuffle(F.conv2d(picture, model.head_weight(name)), 4).permute(0, 2, 3, 1)
         assert want.shape[-1] == HEADS[name]
-        torch.testing.assert_close(model.pixels(maps), want.unflatten(0, (2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.pixels(maps, want.shape[1]), want.unflatten(0, (2, 3)), rtol=1e-4, atol=1e-5)
 
 
 # ---- the whole
@@ -416,9 +349,15 @@ def test_batch_items_do_not_meet(config: GRMConfig) -> None:
     for item in (0, 1):
         alone = model(*(x[item : item + 1] for x in given))
         for field in fields(alone):
+            if field.name == "backdrop":
+                continue
             got = getattr(together, field.name)
             got = got[item] if len(got) == 2 else got[0]  # one unit for all
             torch.testing.assert_close(got, getattr(alone, field.name)[0], rtol=1e-4, atol=1e-5)
+        if config.guided:
+            got, want = together.backdrop[item], alone.backdrop[0]
+            assert got is not None and want is not None and len(want) > 100
+            torch.testing.assert_close(got.means, want.means, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5, 16])
@@ -441,7 +380,8 @@ def test_of_many_views_those_around_the_object_are_used() -> None:
     around = orbit(12, target=torch.zeros(3), radius=2.7, elevation=0.35, fov=0.87, size=16)
     views = Views(torch.rand(12, 16, 16, 4), around, names=tuple(map(str, range(12))))
     assert chosen_views(views, RELEASED).names == ("0", "3", "6", "9")
-    assert chosen_views(views, OWN) is views
+    assert len(chosen_views(views, OWN)) == 8 and chosen_views(views[list(range(8))], OWN).names == views.names[:8]
+    assert chosen_views(views, replace(OWN, guided=False, in_channels=3)) is views
 
 
 def test_windows_limit_the_views() -> None:
@@ -466,18 +406,20 @@ def test_own_sees_alpha() -> None:
     rgb, alpha = views.images[..., :3], views.images[..., 3:].clamp_min(0.1)
     opaque = replace(views, images=torch.cat([1 - alpha * (1 - rgb), torch.ones_like(alpha)], dim=-1))
     clear = replace(views, images=torch.cat([rgb, alpha], dim=-1))
+    for one in (opaque, clear):
+        one.images[:, 0] = torch.tensor([1.0, 1.0, 1.0, 0.0])
     for channels, guide in ((4, True), (4, False), (3, False)):
         model = network(replace(OWN, in_channels=channels, guided=guide))
-        difference = (reconstruct(model, opaque).sh - reconstruct(model, clear).sh).abs().max()
-        assert (float(difference) > 1e-4) == (channels == 4)
+        first, second = (reconstruct(model, one).sh for one in (opaque, clear))
+        assert (first.shape != second.shape or not torch.allclose(first, second, atol=1e-4)) == (channels == 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", [RELEASED, OWN], ids=["released", "own"])
+@pytest.mark.usefixtures("no_grid")
 def test_precisions(dtype: torch.dtype, config: GRMConfig) -> None:
     """Depths stay float32 inside, so that the means lose less than a pixel's 0.08 even in half precision."""
-    views = some_views(4)
-    views.images[..., 3].clamp_(min=0.1)  # all are seen
+    views = standing_views() if config.guided else some_views(4)
     want = reconstruct(network(config), views)
     got = reconstruct(network(config).to(dtype), views)
     tolerance = 1e-4 if dtype == torch.float64 else 0.03
@@ -491,152 +433,25 @@ def test_precisions(dtype: torch.dtype, config: GRMConfig) -> None:
     assert raw.means.dtype == raw.depth.dtype == torch.promote_types(dtype, torch.float32)
 
 
+def numbers_of(raw: RawGaussians) -> list[Tensor]:
+    """All that the heads and the backdrop's layers say."""
+    (backdrop,) = raw.backdrop
+    assert backdrop is not None
+    return [getattr(raw, name) for name in HEADS] + list(vars(backdrop).values())
+
+
 def test_gradients_reach_all_weights() -> None:
     """With checkpointing too, and then the same ones."""
     gradients = []
     for checkpointing in (False, True):
         model = network(replace(OWN, checkpointing=checkpointing))
         raw = model(*batch(OWN, 2))
-        sum(getattr(raw, name).square().mean() for name in HEADS).backward()  # type: ignore[union-attr]
+        sum(values.square().mean() for values in numbers_of(raw)).backward()  # type: ignore[union-attr]
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
         assert float(gradient.abs().max()) > 0, name
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
-
-
-# ---- guided
-
-
-def silent(config: GRMConfig = OWN) -> GRM:
-    """A network whose heads say 0, so that what it starts from is its answer."""
-    model = network(config)
-    with torch.no_grad():
-        for name in HEADS:
-            model.head_weight(name).zero_()
-    return model
-
-
-@pytest.mark.parametrize("orthographic", [False, True])
-def test_it_starts_from_the_pixels(orthographic: bool) -> None:
-    """Colour and opacity as seen, turned as the camera, 0.6 pixels large where it lies; what is not seen is dropped."""
-    views = standing_views(orthographic=orthographic)
-    gaussians, seen = reconstruct(silent(), views), views.images[..., 3] > 0
-    assert len(gaussians) == int(seen.sum()) == 4 * 28 * 28
-    torch.testing.assert_close(gaussians.colours, views.images[..., :3][seen].clamp(0.02, 0.98), rtol=0, atol=1e-4)
-    torch.testing.assert_close(gaussians.opacities, torch.full((len(gaussians),), 0.98))
-    size = 0.1 + 3.9 / (1 + math.exp(1.9))
-    assert size == pytest.approx(0.6, abs=0.01)
-    for view in range(4):
-        own, camera = gaussians[view * 784 : view * 784 + 784], views.cameras[[view]]
-        turns = camera.c2w[:, :3, :3].expand(784, 3, 3)
-        torch.testing.assert_close(rotation_matrices(own.quats), turns, rtol=0, atol=1e-4)
-        pixel = (1.0 if orthographic else project(own.means, camera, 0)[1]) / camera.Ks[0, 0, 0]
-        torch.testing.assert_close(own.scales, (size * pixel).expand(784)[:, None].expand(784, 3), rtol=1e-3, atol=0)
-
-
-def test_colours_are_not_mixed_with_white() -> None:
-    """A half see-through pixel's own colour, not what it looks like in front of white."""
-    views = standing_views()
-    views.images[..., 3] *= 0.5
-    gaussians = reconstruct(silent(), views)
-    seen = views.images[..., 3] > 0
-    torch.testing.assert_close(gaussians.colours, views.images[..., :3][seen].clamp(0.02, 0.98), rtol=0, atol=1e-4)
-    torch.testing.assert_close(gaussians.opacities, torch.full((len(gaussians),), 0.5))
-
-
-def test_said_turns_count_from_the_cameras_axes() -> None:
-    """A third of a turn about the view's (1,1,1): its right becomes its down, that its forward."""
-    images, c2w, Ks = batch(OWN, 2)
-    cameras = poses(c2w, Ks, None, 32)
-    raw = {name: torch.zeros(1, 2, 32, 32, count) for name, count in HEADS.items()}
-    raw["rotation"][..., 1:] = 1.0  # and the 1 that is there already
-    found = guided(raw, guide_of(images, Ks, cameras), images, cameras, OWN)
-    turns = rotation_matrices(found.rotation[0]).view(2, 1024, 3, 3)
-    want = c2w[0, :, None, :3, [1, 2, 0]].expand(2, 1024, 3, 3)
-    torch.testing.assert_close(turns, want, rtol=0, atol=1e-5)
-
-
-def test_depths_stay_about_the_hull() -> None:
-    """From a little before the entry to a little behind the last leave, whatever the network says; it starts at the
-    guide's surface, and more is farther.
-    """
-    images, c2w, Ks = batch(OWN, 3)
-    cameras = poses(c2w, Ks, None, 32)
-    guide = guide_of(images, Ks, cameras)
-    said = torch.tensor([-60.0, -3.0, 0.0, 2.0, 4.0, 60.0])
-    depths = []
-    for number in said:
-        raw = {name: torch.full((1, 3, 32, 32, count), float(number)) for name, count in HEADS.items()}
-        depths.append(guided(raw, guide, images, cameras, OWN).depth)
-    hull = guide.hull
-    torch.testing.assert_close(depths[0], hull.entry - BESIDE_HULL)
-    torch.testing.assert_close(depths[-1], hull.entry + hull.room + BESIDE_HULL)
-    torch.testing.assert_close(depths[2], guide.surface)
-    assert bool((torch.stack(depths).diff(dim=0) >= 0).all()) and bool((depths[4] > depths[2] + 0.01).all())
-
-
-def test_tokens_left_out_are_as_if_masked() -> None:
-    """A slow twin: attention over all tokens, with minus infinity where a key shows nothing."""
-    encoder = network(OWN).visual_encoder["transformer_encoder"]
-    assert isinstance(encoder, Encoder)
-    generator = torch.Generator().manual_seed(3)
-    picture, rays = (torch.randn(2, 3, channels, 32, 32, generator=generator) for channels in (7, 6))
-    seen = torch.rand(2, 48, generator=generator) < torch.tensor([[0.2], [0.7]])
-    got = encoder(picture, rays, seen)
-    patches = F.conv2d(torch.cat([picture, rays], dim=2).flatten(0, 1), encoder.conv.weight, stride=8)
-    tokens = encoder.layernorm1(patches.flatten(2).mT + encoder.positional_embedding).reshape(2, 48, 128)
-    mixed = tokens
-    for block in encoder.transformer.resblocks:
-        assert isinstance(block, Block)
-        mixed = mixed + masked(block.attn, block.layernorm1(mixed), seen)
-        mixed = mixed + block.mlp(block.layernorm2(mixed))
-    want = encoder.layernorm2(torch.where(seen[..., None], mixed, tokens))
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    assert float((encoder(picture, rays) - want).detach().abs().max()) > 0.01, "the mask matters"
-
-
-def masked(attention: Attention, x: Tensor, seen: Tensor) -> Tensor:
-    """x [B,L,C], seen [B,L] -> [B,L,C]"""
-    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.unflatten(-1, (3, -1, 64)).permute(2, 0, 3, 1, 4)
-    scores = attention.q_norm(q) @ attention.k_norm(k).mT / 8 + torch.where(seen, 0.0, -math.inf)[:, None, None]
-    return attention.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-def test_patches_that_show_anything_are_seen() -> None:
-    images = torch.full((1, 2, 4, 32, 32), -1.0)
-    images[0, 1, 3, 9, 30] = -0.999  # the faintest of row 1, column 3 of the second view's 4 x 4 patches
-    assert network(OWN).seen(images).nonzero().tolist() == [[0, 16 + 4 + 3]]
-
-
-def test_where_nothing_is_seen_nothing_is_there() -> None:
-    views = standing_views()
-    model = silent()
-    views.images[2, ..., 3] = 0  # says that there is nothing at all
-    some = reconstruct(model, views)
-    assert len(some) == 3 * 784 and bool(some.finite.all())
-    views.images[..., 3] = 0
-    assert len(reconstruct(model, views)) == 0
-
-
-def test_one_view_with_depth() -> None:
-    """The depth says where the object is, and a single mask rules nothing out: it starts there, not at the near end."""
-    views = standing_views(1)
-    with pytest.raises(BadInput, match=r"views: .* depth"):
-        reconstruct(silent(), views)
-    depth = torch.where(views.images[..., 3] > 0, 3.5, 0.0)
-    means = reconstruct(silent(), replace(views, depth=depth)).means
-    middle = unproject_pixel(views, 20.0, 20.0, 3.5)
-    assert float((project(means, views.cameras, 0)[1] - 3.5).abs().max()) < 1e-4
-    torch.testing.assert_close(reconstruct(silent(), views, target=middle).means, means, rtol=0, atol=1e-4)
-
-
-def unproject_pixel(views: Views, u: float, v: float, z: float) -> Tensor:
-    """[3] the world's point at depth z under a pixel position of the first view."""
-    K, c2w = views.cameras.Ks[0], views.cameras.c2w[0]
-    local = torch.tensor([(u - float(K[0, 2])) / float(K[0, 0]) * z, (v - float(K[1, 2])) / float(K[1, 1]) * z, z])
-    return c2w[:3, :3] @ local + c2w[:3, 3]
 
 
 # ---- memory

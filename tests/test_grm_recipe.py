@@ -16,8 +16,11 @@ from backend.cameras import Cameras, Views, look_at, orbit
 from backend.data import Sample
 from backend.gaussians import Gaussians, multiply_quats, quats_of
 from backend.metrics import over, psnr
-from backend.models.grm import GRM, GRMConfig, RawGaussians
-from backend.models.grm_cameras import poses, unproject
+from backend.models import grm, grm_backdrop, grm_guide
+from backend.models.grm import GRM, GRMConfig
+from backend.models.grm_cameras import Poses, poses, unproject
+from backend.models.grm_gaussians import RawGaussians
+from backend.models.grm_guide import Guide
 from backend.recipes import Batch
 from backend.recipes import grm as recipe
 from backend.rendering import render
@@ -226,23 +229,26 @@ def test_terms_and_weights() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "silent"),
-    [(SURFACE, {"feature", "opacity"}), (dict(recipe.WEIGHTS), set())],
+    [(SURFACE, {"feature", "opacity", "backdrop"}), (dict(recipe.WEIGHTS), set())],
     ids=["surface", "pictures"],
 )
 def test_gradients_reach_every_weight(weights: dict[str, float], silent: set[str]) -> None:
-    """The surface says nothing about colours and opacities."""
+    """The surface says nothing about colours and opacities, nor about what belongs to no pixel."""
     model = network()
     terms = recipe.loss(model, batch_of(4), 0.0, rng(), weights)
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in model.named_parameters():
-        head = name.removeprefix("visual_encoder.out_layer_").removesuffix(".weight")
+        head = name.removeprefix("visual_encoder.").removeprefix("out_layer_").split(".")[0]
         moved = parameter.grad is not None and float(parameter.grad.abs().max()) > 0
         assert moved == (head not in silent), name
 
 
 @pytest.mark.parametrize("inputs", [1, 3])
-def test_predictions_move_with_the_world(inputs: int) -> None:
-    """Turn and shrink the world about the origin, and the predictions turn and shrink with it."""
+def test_predictions_move_with_the_world(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn and shrink the world about the origin, and the predictions turn and shrink with it; those of pixels, for
+    which of a grid's voxels can just be seen hangs on rounding.
+    """
+    monkeypatch.setattr(grm_guide, "fitted", lambda *_: None)
     model, batch = network(), batch_of(inputs, size=32)
     turn = look_at(torch.tensor([[0.3, -0.4, 0.2]]), torch.zeros(3))[0, :3, :3]
     c2w = batch.c2w.clone()
@@ -268,20 +274,37 @@ def test_configurations_come_back_from_their_file_form() -> None:
         assert recipe.config_from(recipe.config_data(config)) == config
 
 
+@pytest.fixture
+def _guided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures have the same guide at each step."""
+    kept: dict[bool, Guide] = {}
+
+    def guide_of(images: Tensor, Ks: Tensor, cameras: Poses, depth: Tensor | None = None) -> Guide:
+        told = depth is not None and bool(depth.any())
+        if told not in kept:
+            kept[told] = grm_guide.guide_of(images, Ks, cameras, depth)
+        return kept[told]
+
+    monkeypatch.setattr(grm, "guide_of", guide_of)
+
+
+@pytest.mark.usefixtures("_guided_once")
 def test_the_surface_is_learnt_without_a_rasteriser() -> None:
     model, batch = network(), batch_of(4, objects=1, size=32)
     costs = learn(model, batch, SURFACE, steps=40)
     assert costs[-1] < 0.4 * costs[0]
 
 
-def test_it_overfits_an_object() -> None:
+@pytest.mark.usefixtures("_guided_once")
+def test_it_overfits_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     """To 35 dB over white, on the views it is given: a ring with a post in its middle, which no hull shows."""
+    monkeypatch.setattr(grm_backdrop, "LATTICE", 24)  # three voxels to four pixels
     solids = [trimesh.creation.torus(0.62, 0.25), trimesh.creation.box((0.3, 0.5, 1.4))]
     batch = Batch.stack([soft_capture(solids[0] + solids[1], size=32)], inputs=4)
     model = network(replace(CONFIG, decoder_ratio=0))
     before = seen_quality(model, batch)
-    learn(model, batch, dict(recipe.WEIGHTS), steps=200)
-    assert before < 20 and seen_quality(model, batch) > 35
+    learn(model, batch, dict(recipe.WEIGHTS), steps=300)
+    assert before < 25 and seen_quality(model, batch) > 35
 
 
 def learn(model: GRM, batch: Batch, weights: dict[str, float], steps: int) -> list[float]:

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ DEADLINE = 60.0
 @pytest.fixture(autouse=True)
 def balls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples that take no time to make."""
-    monkeypatch.setattr(training_data, "scene", ball_scene)
+    monkeypatch.setattr(training_data, "draw", ball_scene)
     monkeypatch.setattr(training_data, "take", ball_take)
 
 
@@ -133,7 +134,7 @@ def ahead_and_here(kind: str) -> None:
 
 def test_workers_make_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """They know nothing of this test's samples: with the real ones."""
-    monkeypatch.setattr(training_data, "scene", data.scene)
+    monkeypatch.setattr(training_data, "draw", data.draw)
     monkeypatch.setattr(training_data, "take", data.take)
     ahead_and_here("cpu")
 
@@ -170,11 +171,11 @@ def test_minutes_lay_out_rate_and_stages(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(ticks)))
     sizes: list[int] = []
 
-    def scene(stream: data.DataConfig, index: int) -> tuple[data.DataConfig, int]:
+    def draw(stream: data.DataConfig, index: int) -> tuple[data.DataConfig, int]:
         sizes.append(stream.size)
         return ball_scene(stream, index)
 
-    monkeypatch.setattr(training_data, "scene", scene)
+    monkeypatch.setattr(training_data, "draw", draw)
     train(config_from(RUN | {"minutes": 1.2, "validations": 0}), tmp_path / "run", device="cpu")
     lines = [line for line in read(tmp_path / "run/log.jsonl") if line["kind"] == "step"]
     assert 8 < len(lines) < 60
@@ -258,11 +259,11 @@ def test_what_is_judged_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_from(RUN | {"steps": 1, "validation_objects": 2, "validation_inputs": 3})
     seen: list[tuple[bool, int, int, int]] = []
 
-    def scene(stream: data.DataConfig, index: int) -> tuple[data.DataConfig, int]:
+    def draw(stream: data.DataConfig, index: int) -> tuple[data.DataConfig, int]:
         seen.append((stream.held_out, stream.views, stream.inputs, index))
         return ball_scene(stream, index)
 
-    monkeypatch.setattr(training_data, "scene", scene)
+    monkeypatch.setattr(training_data, "draw", draw)
     found = [(len(one), one.images.shape[1], one.inputs) for one in training_data.held_out(config, CPU)]
     assert found == [(1, 5, 3)] * 2 and seen == [(True, 5, 3, 0), (True, 5, 3, 1)]
 
@@ -316,6 +317,18 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         train(config_from(RUN | {"steps": 2, "validations": 0, "rate": 0.5}), tmp_path, device="cpu")
     again = config_from(RUN | {"steps": 2, "validations": 0, "micro_batch": 2, "checkpoint_seconds": 7})
     assert train(again, tmp_path, device="cpu").step == 2, "these change nothing that is computed"
+
+
+def test_a_run_goes_on_that_began_before_a_field_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_from(RUN | {"steps": 2, "validations": 0})
+    train(config, tmp_path, device="cpu")
+    found = training_state.load_latest(tmp_path / "checkpoints")
+    assert found is not None
+    told = dict(found[0].config)
+    told["data"] = {name: value for name, value in told["data"].items() if name not in ("folders", "folder_share")}
+    old = replace(found[0], config=told), found[1]
+    monkeypatch.setattr(training_state, "load_latest", lambda folder: old)
+    assert train(config, tmp_path, device="cpu").step == 2
 
 
 def test_unknown_networks_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,14 @@ def test_it_says_how_it_was_made(tmp_path: Path) -> None:
     assert metadata["family"] == "lgm" and json.loads(metadata["config"]) == {"input_size": 16}
     made = json.loads(metadata["training"])
     assert made == {"config": {"family": "lgm", "rate": 0.1}, "step": 7, "samples": 14, "seconds": 2.5, "psnr": 19.0}
+
+
+def test_what_ships_names_no_folder(tmp_path: Path) -> None:
+    where = {"assets": "/home/me/assets", "folders": ["/data/one", "two/three"], "seed": 3}
+    progress = replace(PROGRESS, config={"family": "lgm", "data": where, "start": "/home/me/old.safetensors"})
+    state.write_weights(tmp_path / state.BEST, "lgm", progress, {"a": torch.ones(2)})
+    state.export(tmp_path, tmp_path / "out.safetensors")
+    with safetensors.safe_open(tmp_path / "out.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["training"])["config"]
+    named = {"assets": "assets", "folders": ["one", "three"], "seed": 3}
+    assert told == {"family": "lgm", "data": named, "start": "old.safetensors"}

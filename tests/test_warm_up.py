@@ -5,9 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backend import pipelines, warm_up
+from backend import grid_kernels, pipelines, warm_up
+from backend.models import grm_hull
 from backend.monitor import Silent
 from backend.starts import Wishes, choose_start
+from tests.balls import ball_views
+
+STARTER_KERNELS = (
+    grm_hull._cut,
+    grid_kernels.occupancy_of,
+    grid_kernels.push,
+    grid_kernels.descend,
+    grid_kernels.look,
+)
 
 
 def test_its_views_are_of_three_kinds() -> None:
@@ -31,5 +41,10 @@ def test_it_runs_every_kind_of_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pipelines, "reconstruct", watched)
     warm_up.warm_up()
-    assert [one.report["start"] for one in done[:2]] == ["depth", "hull"] and len(done) == 3
+    assert [one.report["start"] for one in done[:2]] == ["depth", "hull"] and len(done) == 4
     assert all(one.mesh is not None for one in done[:2])
+    assert done[3].report["start"] == "network" and done[3].report["weights"] == "starter"
+    compiled = [set(kernel.signatures) for kernel in STARTER_KERNELS]
+    assert all(compiled)
+    real(ball_views(4), pipelines.ReconstructOptions(model="grm", device="cpu"), Silent())
+    assert [set(kernel.signatures) for kernel in STARTER_KERNELS] == compiled, "a first job would have to wait"

@@ -18,6 +18,7 @@ from backend.weights import CATALOGUE, Entry, File, WeightsMissing, entry_of
 from backend.worker import kind_of
 from tests.fake_hub import COMMIT, FakeHub, serving
 
+ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("loopback_only")
 
 CONTENTS = {"big.pth": bytes(range(256)) * 4000, "config.yaml": b"a: 1\n"}
@@ -95,18 +96,18 @@ def accepted(folder) -> Path:
 
 def test_the_catalogue_says_all_there_is_to_know():
     names = [entry.name for entry in CATALOGUE]
-    assert len(set(names)) == len(names) == 16
+    assert len(set(names)) == len(names) == 17
     for entry in CATALOGUE:
-        assert entry.files and entry.bytes > 1e8 and 0.5 < entry.memory_gib < 10, entry.name
+        assert entry.files and entry.bytes > 1e6 and 0.5 < entry.memory_gib < 10, entry.name
         assert entry.purpose and entry.code_licence and entry.weight_licence
         assert "ommercial" in entry.licence and entry.weight_licence in entry.licence
-        assert entry.page == f"https://huggingface.co/{entry.repository}"
+        assert entry.shipped or (entry.page == f"https://huggingface.co/{entry.repository}" and entry.bytes > 1e8)
         assert len({file.local for file in entry.files}) == len(entry.files)
         json.dumps(dict(entry.config))
 
 
 def test_what_is_known_of_licences():
-    assert {entry.name for entry in CATALOGUE if entry.commercial == "yes"} == {"triposr"}
+    assert {entry.name for entry in CATALOGUE if entry.commercial == "yes"} == {"starter", "triposr"}
     no = {entry.name for entry in CATALOGUE if entry.commercial == "no"}
     assert no == {entry.name for entry in CATALOGUE if entry.name.startswith("openlrm")} | {"long_lrm"}
     assert "Adobe" in entry_of("long_lrm").licence and "NC" in entry_of("openlrm-mix-base-1.1").licence
@@ -114,7 +115,7 @@ def test_what_is_known_of_licences():
 
 def test_every_family_has_a_default_and_the_checkpoints_that_were_published():
     assert {family: weights.default_of(family).name for family in ("grm", "lgm", "long_lrm", "lrm")} == {
-        "grm": "grm_u",
+        "grm": "starter",
         "lgm": "lgm",
         "long_lrm": "long_lrm",
         "lrm": "triposr",
@@ -123,7 +124,7 @@ def test_every_family_has_a_default_and_the_checkpoints_that_were_published():
     assert entry_of("long_lrm").config["data"] == {"scene_scale": 1.35}
     assert entry_of("openlrm-obj-large-1.1").repository == "zxhezexin/openlrm-obj-large-1.1"
     assert entry_of("openlrm-large-obj-1.0").files[0].name == "model.pth"
-    with pytest.raises(BadInput, match=r"expected one of grm_u, .*, found 'nothing'"):
+    with pytest.raises(BadInput, match=r"expected one of starter, grm_u, .*, found 'nothing'"):
         entry_of("nothing")
 
 
@@ -135,6 +136,26 @@ def test_the_cameras_of_four_views():
         if name != "grm_u":
             assert [(azimuth - 225) % 360 for _, azimuth in cameras.angles] == [30, 150, 270, 330]
     assert entry_of("long_lrm").cameras is None
+
+
+def test_what_ships(folder):
+    """It is there without any download, small, and says where its licence is."""
+    (entry,) = (entry for entry in CATALOGUE if entry.shipped)
+    path = ROOT / "backend" / "starter" / "grm.safetensors"
+    assert weights.resolve("", "grm") == weights.resolve("starter", "grm") == (path, entry)
+    assert entry.bytes == weights.disk_bytes(entry) == path.stat().st_size <= 30 * 2**20
+    assert entry.page.startswith("file://") and entry.page.endswith("/backend/starter/LICENCE.md")
+    assert "backend/starter/LICENCE.md" in entry.licence
+    downloads.remove(entry)
+    assert path.is_file(), "removing looks into the folder of what was fetched"
+    with pytest.raises(BadInput, match="expected a checkpoint of lgm, found 'starter' of grm"):
+        weights.resolve("starter", "lgm")
+
+
+def test_a_shipped_file_that_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "STARTER", tmp_path)
+    with pytest.raises(BadInput, match=r"grm\.safetensors, which ships with this program; install it again"):
+        weights.resolve("", "grm")
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def test_listing_as_json(capsys, folder):
     assert set(found) == {entry.name for entry in weights.CATALOGUE}
     assert found["long_lrm"]["commercial"] == "no" and "Adobe" in found["long_lrm"]["licence"]
     assert found["lgm"]["state"] == "absent" and found["lgm"]["bytes"] == 830_126_160
+    assert found["starter"]["state"] == "shipped" and found["starter"]["disk_bytes"] == found["starter"]["bytes"] > 1e6
+    assert found["starter"]["path"] == str(ROOT / "backend" / "starter" / "grm.safetensors")
     assert not folder.exists(), "listing makes nothing"
 
 
@@ -114,6 +116,9 @@ def test_a_part_is_listed_as_one(capsys, folder):
         ("fetch nothing", "found 'nothing'"),
         ("fetch lgm", "expected --accept-licence for lgm"),
         ("verify lgm", "expected lgm to be fetched"),
+        ("fetch starter", "expected a checkpoint that is fetched; starter ships"),
+        ("verify starter", "starter ships"),
+        ("remove starter", "starter ships"),
     ],
 )
 def test_bad_input(capsys, text, words):

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from backend.cameras import Cameras, Views, look_at, rays
-from backend.data import DataConfig, Sample
+from backend.data import DataConfig
 from backend.recipes import Batch
+from backend.sample import Sample
 
 DISTANCE, HALF_FOV = 2.0, 0.43
 LGM: dict[str, Any] = {
@@ -81,7 +82,7 @@ def _photographed(cameras: Cameras, radius: torch.Tensor, tint: torch.Tensor, de
 
 
 def ball_scene(config: DataConfig, index: int) -> tuple[DataConfig, int]:
-    """In place of `backend.data.scene`."""
+    """In place of `backend.data.draw`."""
     return config, index
 
 
@@ -117,5 +118,5 @@ def _train(config: dict[str, Any], out: Path, environment: dict[str, str]) -> No
     from backend import train, train_config, training_data
 
     torch.set_num_threads(1)
-    training_data.scene, training_data.take = ball_scene, ball_take  # type: ignore[assignment]
+    training_data.draw, training_data.take = ball_scene, ball_take  # type: ignore[assignment]
     train.train(train_config.config_from(config), out, device="cpu")

@@ -13,7 +13,8 @@ the true one differs from it, and the Gaussians from the pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +22,13 @@ from torch import Tensor, nn
 
 from backend.cameras import BadInput, Cameras, Views, best_spread
 from backend.full_precision import full_precision
-from backend.gaussians import Gaussians, multiply_quats, quats_of, rgb_to_sh, transform
+from backend.gaussians import Gaussians, transform
 from backend.hull import meeting_point
-from backend.models.grm_cameras import (
-    FIELD_OF_VIEW,
-    Poses,
-    cut_out,
-    depth_of_origin,
-    frame,
-    place,
-    plucker,
-    poses,
-    unproject,
-)
+from backend.models.grm_backdrop import Backdrop
+from backend.models.grm_cameras import FIELD_OF_VIEW, cut_out, frame, place, plucker, poses
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
-from backend.models.grm_guide import CHANNELS, FAINTEST, Guide, guide_of, straight
+from backend.models.grm_gaussians import HEADS, RawGaussians, activate, guided, published
+from backend.models.grm_guide import CHANNELS, guide_of
 from backend.models.grm_layers import Blocks, Upscale, chunk_numbers
 from backend.projection import ALPHA_MIN
 
@@ -47,7 +40,6 @@ __all__ = [
     "PRESETS",
     "SIDE_MULTIPLE",
     "GRMConfig",
-    "activate",
     "config_from",
     "memory_needed",
     "reconstruct",
@@ -55,39 +47,12 @@ __all__ = [
 ]
 
 MIN_VIEWS, MAX_VIEWS = 1, 16  # `view_counts` says which of these a configuration takes
+MOST_GUIDED = 8  # views that `reconstruct` gives to a guided network: more say little and cost as much again
 SIDE_MULTIPLE = 1  # pictures of any size are framed and resized
 IGNORED: tuple[str, ...] = ()  # no published key is dropped on loading
-HEADS = {"depth": 1, "feature": 3, "opacity": 1, "scaling": 3, "rotation": 4}  # numbers a Gaussian; feature is colour
-OPACITY_OFFSET = -2.0  # Gaussians start about 0.12 opaque
-# Where a guided network starts from:
-REACH = 0.3  # network units that a raw depth of 1 moves a Gaussian along its ray
-BESIDE_HULL = 0.02  # how far before or behind the hull it may lie: masks are not exact
-SIZE_START = -1.9  # sigmoid of it in the range of scales: 0.6 pixels
-FIRST_CHANGE = 0.002  # spread of its heads' first weights
-CLEAREST = 0.98  # colours from 1 - this to this, and alphas up to this, have a logit
+FIRST_CHANGE = 0.002  # spread of a guided network's heads' first weights
+MOST_BACKDROP = 130 * 2**20  # bytes for what is told and made of some 70,000 voxels, the most that a grid shows
 ALLOCATOR = 1.2  # what allocators and kernels keep beside the tensors
-
-
-@dataclass(frozen=True)
-class RawGaussians:
-    """What the network returns: N = V*R*R Gaussians in the order view, row, column. Not activated, but for `means`.
-
-    depth     [B,V,R,R] along the view axes, the cameras' distance added
-    means     [B,N,3] points at these depths, in the world of the cameras
-    feature   [B,N,3] colour before the sigmoid
-    opacity   [B,N,1] before the sigmoid
-    scaling   [B,N,3] before `scales_of`
-    rotation  [B,N,4] wxyz of any length
-    unit      [B,N,1] or [1,1,1], length that the scales count in: guided, what a pixel measures at that depth
-    """
-
-    depth: Tensor
-    means: Tensor
-    feature: Tensor
-    opacity: Tensor
-    scaling: Tensor
-    rotation: Tensor
-    unit: Tensor
 
 
 class Encoder(nn.Module):
@@ -111,8 +76,7 @@ class Encoder(nn.Module):
 
     def forward(self, picture: Tensor, rays: Tensor, seen: Tensor | None = None) -> Tensor:
         """picture [B,V,C,A,A], rays [B,V,6,A,A] -> tokens [B,V*n,D]; `seen` [B,V*n] bool: the others are left out."""
-        patches = torch.cat([picture, rays], dim=2).to(self.conv.weight.dtype)
-        patches = F.conv2d(patches.flatten(0, 1), self.conv.weight, stride=self.conv.stride)  # [B*V,D,s,s]
+        patches = patches_of(picture, rays, self.conv, math.isqrt(self.positional_embedding.shape[1]))  # [B*V,D,s,s]
         tokens = patches.flatten(2).transpose(1, 2) + self.positional_embedding  # [B*V,n,D]
         tokens = self.layernorm1(tokens).unflatten(0, picture.shape[:2]).flatten(1, 2)  # [B,V*n,D]
         mixed = self.transformer(tokens) if seen is None else self._mixed(tokens, seen)
@@ -125,6 +89,16 @@ class Encoder(nn.Module):
             place = kept.nonzero()[:, 0]
             rows.append(row.index_copy(0, place, self.transformer(row[None, place])[0].to(row.dtype)))
         return torch.stack(rows)
+
+
+def patches_of(picture: Tensor, rays: Tensor, conv: nn.Conv2d, grid: int) -> Tensor:
+    """picture [B,V,C,A,A], rays [B,V,6,A,A] -> [B*V,D,grid,grid], whatever A is: a picture of half the side is seen as
+    one of the full side would be of which each pixel is there four times.
+    """
+    seen = torch.cat([picture, rays], dim=2).flatten(0, 1).to(conv.weight.dtype)
+    side = seen.shape[-1] // grid
+    weight = F.avg_pool2d(conv.weight, conv.kernel_size[0] // side) * (conv.kernel_size[0] // side) ** 2
+    return F.conv2d(seen, weight, stride=side)
 
 
 def _channels(config: GRMConfig) -> int:
@@ -169,6 +143,7 @@ class GRM(nn.Module):
         if config.guided:  # the pixels themselves, past all the tokens
             side = config.shuffle_left
             parts["shortcut"] = nn.Conv2d(_channels(config), width, side, side, bias=False)
+            parts["backdrop"] = Backdrop()
         self.visual_encoder = nn.ModuleDict(parts)
         nn.init.normal_(self.head_weight("depth"), std=config.depth_std)  # all start near the plane through the origin
         nn.init.normal_(self.head_weight("scaling"), std=0.02)
@@ -176,66 +151,87 @@ class GRM(nn.Module):
             for name in HEADS:
                 nn.init.normal_(self.head_weight(name), std=FIRST_CHANGE)
 
-    def forward(self, images: Tensor, c2w: Tensor, Ks: Tensor, orthographic: Tensor | None = None) -> RawGaussians:
+    def forward(
+        self,
+        images: Tensor,
+        c2w: Tensor,
+        Ks: Tensor,
+        orthographic: Tensor | None = None,
+        depth: Tensor | None = None,
+    ) -> RawGaussians:
         """Raw Gaussians of a batch of B objects, seen in V views each.
 
-        images        [B,V,C,R,R] -1..1, RGB over white, and alpha where C is 4
+        images        [B,V,C,R,R] -1..1, RGB over white, and alpha where C is 4. A guided network also takes pictures
+                      whose side is R divided by 2, 4, ... as far as a token's pixels allow: with the same weights it
+                      does the same, coarser, for less
         c2w, Ks       [B,V,4,4], [B,V,3,3] in pixels of R; see `place` for the world that the network is used to
         orthographic  [B,V] bool; None: all pinhole, the only ones that the grid "corners" knows
+        depth         [B,V,R,R] along the view axes, where it is known, 0 elsewhere: there a guided network's Gaussians
+                      are. None: nowhere
         """
         self._check(images)
-        config, views = self.config, images.shape[1]
-        cameras = poses(c2w, Ks, orthographic, config.input_res)
-        guide = guide_of(images, Ks, cameras) if config.guided else None
+        config, views, side = self.config, images.shape[1], images.shape[-1]
+        cameras = poses(c2w, Ks, orthographic, side)
+        guide = guide_of(images, Ks, cameras, depth) if config.guided else None
         picture = F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (-1, views)) if config.half_res_input else images
-        picture = torch.cat([picture, guide.channels()], dim=2) if guide else picture
-        rays = plucker(cameras, config.network_res, config.pixel_grid)  # [B,V,6,A,A]
+        picture = torch.cat([picture, guide.channels], dim=2) if guide else picture
+        rays = plucker(cameras, picture.shape[-1], config.pixel_grid)  # [B,V,6,A,A]
         seen = self.seen(images) if guide else None
         tokens = self.visual_encoder["transformer_encoder"](picture, rays, seen)  # [B,V*n,D]
         tokens = self.visual_encoder["gaussian_upsampler"](tokens, views)  # [B,V*n*4^levels,C]
         tokens = tokens + self.shortcut(picture, rays) if guide else tokens
-        raw = {name: self.pixels(maps) for name, maps in self.head_maps(tokens, views).items()}  # [B,V,R,R,numbers]
-        return guided(raw, guide, images, cameras, config) if guide else published(raw, cameras, config)
+        maps = self.head_maps(tokens, views, config.input_res // side)
+        raw = {name: self.pixels(numbers, side) for name, numbers in maps.items()}  # [B,V,R,R,numbers]
+        if guide is None:
+            return published(raw, cameras, config)
+        backdrop = self.visual_encoder["backdrop"]
+        made = tuple(None if voxels is None else backdrop(voxels) for voxels in guide.voxels)
+        return replace(guided(raw, guide, images, cameras, config), backdrop=made)
 
     def seen(self, images: Tensor) -> Tensor:
         """[B,V*n] bool: the patches that show anything of the object."""
-        alpha = F.max_pool2d(images[:, :, 3], self.config.patch_size)  # [B,V,s,s] -1..1
+        alpha = F.max_pool2d(images[:, :, 3], images.shape[-1] // self.config.grid)  # [B,V,s,s] -1..1
         return (alpha > -1).flatten(1)
 
     def shortcut(self, picture: Tensor, rays: Tensor) -> Tensor:
         """picture [B,V,C,A,A], rays [B,V,6,A,A] -> [B,V*h*w,C'], patches as small as the last tokens."""
-        seen = torch.cat([picture, rays], dim=2).flatten(0, 1)
-        maps = self.visual_encoder["shortcut"](seen.to(self.head_weight("depth").dtype))  # [B*V,C',h,w]
+        conv = self.visual_encoder.get_submodule("shortcut")
+        maps = patches_of(picture, rays, cast(nn.Conv2d, conv), self.config.grid * 2**self.config.decoder_ratio)
         return maps.flatten(2).transpose(1, 2).reshape(len(picture), -1, maps.shape[1])
 
     def head_weight(self, name: str) -> Tensor:
         """[numbers*q*q, C, 1, 1] of one of HEADS."""
         return self.visual_encoder.get_submodule(f"out_layer_{name}").get_parameter("weight")
 
-    def head_maps(self, tokens: Tensor, views: int) -> dict[str, Tensor]:
-        """tokens [B,V*h*w,C] -> for each of HEADS [B,V,h,w,numbers*q*q], at least float32: depths need the digits."""
-        weight = torch.cat([self.head_weight(name).flatten(1) for name in HEADS])  # one product for all five
+    def head_maps(self, tokens: Tensor, views: int, coarser: int = 1) -> dict[str, Tensor]:
+        """tokens [B,V*h*w,C] -> for each of HEADS [B,V,h,w,numbers*q*q], at least float32: depths need the digits.
+
+        coarser  pixels of a side of which the mean is wanted; q is so much smaller
+        """
+        side = self.config.shuffle_left
+        weight = torch.cat([self.head_weight(name).unflatten(0, (-1, side, side)).flatten(3) for name in HEADS])
+        weight = F.avg_pool2d(weight.movedim(-1, 1), coarser).movedim(1, -1) if coarser > 1 else weight
+        rows = weight.flatten(0, 2)  # one product for all five
         with full_precision(tokens.device):
             kind = torch.promote_types(tokens.dtype, torch.float32)
-            maps = F.linear(tokens.to(kind), weight.to(kind))
-        side = math.isqrt(tokens.shape[1] // views)
-        maps = maps.view(tokens.shape[0], views, side, side, -1)
-        area = self.config.shuffle_left**2
+            maps = F.linear(tokens.to(kind), rows.to(kind))
+        grid, area = math.isqrt(tokens.shape[1] // views), (side // coarser) ** 2
+        maps = maps.view(tokens.shape[0], views, grid, grid, -1)
         return dict(zip(HEADS, maps.split([numbers * area for numbers in HEADS.values()], dim=-1), strict=True))
 
-    def pixels(self, maps: Tensor) -> Tensor:
-        """[B,V,h,w,numbers*q*q] -> [B,V,h*q,w*q,numbers]: each token's numbers become q x q pixels."""
-        ratio, side = self.config.shuffle_left, maps.shape[2]
+    @staticmethod
+    def pixels(maps: Tensor, side: int) -> Tensor:
+        """[B,V,h,w,numbers*q*q] -> [B,V,side,side,numbers]: each token's numbers become q x q pixels."""
+        ratio = side // maps.shape[2]
         parts = maps.unflatten(-1, (-1, ratio, ratio)).permute(0, 1, 2, 5, 3, 6, 4)  # [B,V,h,dy,w,dx,numbers]
-        return parts.reshape(*maps.shape[:2], side * ratio, side * ratio, -1)
+        return parts.reshape(*maps.shape[:2], side, side, -1)
 
     def _check(self, images: Tensor) -> None:
         config = self.config
-        wanted = (config.in_channels, config.input_res, config.input_res)
-        if images.ndim != 5 or tuple(images.shape[2:]) != wanted:
-            raise BadInput(
-                f"images: expected [batch, views, {', '.join(map(str, wanted))}], found {list(images.shape)}"
-            )
+        sides = config.sides
+        if images.ndim != 5 or tuple(images.shape[2:]) not in [(config.in_channels, side, side) for side in sides]:
+            wanted = f"[batch, views, {config.in_channels}, side, side], side {' or '.join(map(str, sides))}"
+            raise BadInput(f"images: expected {wanted}, found {list(images.shape)}")
         if not takes(config, images.shape[1]):
             raise BadInput(_wrong_count(config, images.shape[1]))
 
@@ -260,88 +256,12 @@ def _wrong_count(config: GRMConfig, found: int) -> str:
     return f"views: expected {counts} views (it was trained with {config.num_input_views}), found {found}"
 
 
-# ---- from the heads' numbers to raw Gaussians
-
-
-def published(raw: dict[str, Tensor], cameras: Poses, config: GRMConfig) -> RawGaussians:
-    """The heads' numbers by name, [B,V,R,R,numbers], as the paper reads them: depths from the origin's on."""
-    depth = raw["depth"][..., 0] + depth_of_origin(cameras, config.pixel_grid)[:, :, None, None]  # [B,V,R,R]
-    return RawGaussians(
-        depth=depth,
-        means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
-        feature=raw["feature"].flatten(1, 3),
-        opacity=raw["opacity"].flatten(1, 3) + OPACITY_OFFSET,
-        scaling=bounded_scaling(raw["scaling"].flatten(1, 3), config),
-        rotation=raw["rotation"].flatten(1, 3),
-        unit=depth.new_ones(1, 1, 1),
-    )
-
-
-def guided(raw: dict[str, Tensor], guide: Guide, images: Tensor, cameras: Poses, config: GRMConfig) -> RawGaussians:
-    """The same numbers as changes: of the guide's surface, the pixel's colour and alpha, and the view's own axes.
-
-    A Gaussian lies between a little before its ray's entry into the hull and a little behind its last leave.
-    """
-    hull = guide.hull
-    depth = guide.surface + REACH * raw["depth"][..., 0]  # [B,V,R,R]
-    depth = torch.maximum(depth, hull.entry - BESIDE_HULL)
-    depth = torch.minimum(depth, hull.entry + hull.room + BESIDE_HULL)
-    colour, alpha = straight(images).split([3, 1], dim=-1)  # [B,V,R,R,...]
-    width = torch.where(cameras.orthographic[..., None, None], 1.0, depth.detach())  # along the ray that pixels widen
-    unit = width / (cameras.intrinsics[..., None, None, 0] * config.input_res)  # [B,V,R,R]
-    upright = torch.tensor([1.0, 0, 0, 0], device=depth.device)
-    turns = quats_of(cameras.c2w[..., :3, :3])[:, :, None, None]
-    return RawGaussians(
-        depth=depth,
-        means=unproject(depth, cameras, config.pixel_grid).flatten(1, 3),
-        feature=(raw["feature"] + colour.clamp(1 - CLEAREST, CLEAREST).logit()).flatten(1, 3),
-        opacity=(raw["opacity"] + alpha.clamp(FAINTEST, CLEAREST).logit()).flatten(1, 3),
-        scaling=raw["scaling"].flatten(1, 3) + SIZE_START,
-        rotation=multiply_quats(turns, raw["rotation"] + upright).flatten(1, 3),
-        unit=unit.flatten(1)[..., None],
-    )
-
-
-# ---- activations
-
-
-def bounded_scaling(scaling: Tensor, config: GRMConfig) -> Tensor:
-    """The network's own part of the scale activation, [...,3] -> [...,3]."""
-    match config.scaling_activation_type:
-        case "exp":
-            return (scaling + config.scale_offset).clamp(max=config.scale_max)
-        case "softplus":
-            return scaling.clamp(max=config.scale_max)
-        case "sigmoid":
-            return scaling
-
-
-def scales_of(scaling: Tensor, config: GRMConfig) -> Tensor:
-    """Linear scales [...,3] in the network's world; the sigmoid keeps them in a range (paper eq. 9)."""
-    match config.render_scaling:
-        case "exp":
-            return scaling.exp()
-        case "softplus":
-            return config.scale_multi_act * F.softplus(scaling)
-        case "sigmoid":
-            low, high = config.scale_min_act, config.scale_max_act
-            return low + (high - low) * scaling.sigmoid()
-
-
-def activate(raw: RawGaussians, config: GRMConfig) -> list[Gaussians]:
-    """The Gaussians of each object of the batch, in the world of its cameras."""
-    quats = F.normalize(raw.rotation, dim=-1)
-    scales, opacities = raw.unit * scales_of(raw.scaling, config), raw.opacity[..., 0].sigmoid()
-    sh = rgb_to_sh(raw.feature.sigmoid())[:, :, None]  # one colour for all directions (paper 3.1)
-    return [Gaussians(*parts) for parts in zip(raw.means, quats, scales, opacities, sh, strict=True)]
-
-
 # ---- reconstruction
 
 
 def chosen_views(views: Views, config: GRMConfig) -> Views:
     """All views; of more than *released* was trained with or *own* is made for, those that stand best around."""
-    most = config.num_input_views if config.shuffle == "joint" else MAX_VIEWS
+    most = config.num_input_views if config.shuffle == "joint" else MOST_GUIDED if config.guided else MAX_VIEWS
     count = min(len(views), most)
     if count < MIN_VIEWS or not takes(config, count):
         raise BadInput(_wrong_count(config, len(views)))
@@ -358,18 +278,26 @@ def reconstruct(model: GRM, views: Views, *, target: Tensor | None = None) -> Ga
             into the network's world. *Released* takes pinhole cameras alone
     target  [3] world, the object's middle, where the views do not look at it
     Of more views than the network takes, the first and those that stand best around the object with it are used.
-    Raises BadInput for too few views, a kind that the network cannot take, or views that do not say where it is.
+    Raises BadInput for too few views, a kind that the network cannot take, views that do not say where the object is,
+    or for a guided network pictures without a mask.
     """
     config, device = model.config, next(model.parameters()).device
     views = chosen_views(views, config)
+    if config.guided and not views.has_alpha:
+        raise BadInput(
+            "images: expected pictures that are clear around the object, found opaque ones; "
+            "cut it out, or use the fit, which needs no mask"
+        )
     if config.in_channels not in (3, 4):
         raise BadInput(f"config: in_channels: expected 3 (RGB) or 4 (RGB and alpha), found {config.in_channels}")
     if config.placement == "distance":
         pictures, cameras, outward = _as_published(views, config, target)
+        depth = None
     else:
-        pictures, cameras, outward = placed_object(views, config.input_res, target)
+        pictures, cameras, outward, depth = placed_object(views, config.input_res, target)
     given = (2 * pictures[:, : config.in_channels] - 1, cameras.c2w, cameras.Ks, cameras.orthographic)
-    gaussians = activate(model(*(x[None].to(device) for x in given)), config)[0]
+    given = [x[None].to(device) for x in (*given, depth) if x is not None]
+    gaussians = activate(model(*given), config)[0]
     gaussians = Gaussians(*(x.float() for x in vars(gaussians).values()))
     seen = gaussians.opacities >= ALPHA_MIN if config.guided else slice(None)
     return transform(gaussians[seen], outward)
@@ -386,12 +314,17 @@ def _as_published(views: Views, config: GRMConfig, target: Tensor | None) -> tup
     return pictures, cameras, placement.outward
 
 
-def placed_object(views: Views, side: int, target: Tensor | None = None) -> tuple[Tensor, Cameras, Tensor]:
-    """The same for a guided network, which gets the object alone and as large as fits; the first camera is at -Y."""
+def placed_object(
+    views: Views, side: int, target: Tensor | None = None
+) -> tuple[Tensor, Cameras, Tensor, Tensor | None]:
+    """The same for a guided network, which gets the object alone and as large as fits; the first camera is at -Y. And
+    the views' depth [V,side,side], where they have one, in the network's units.
+    """
     pictures, cameras, depth = cut_out(views, side)
     around = Views(pictures.permute(0, 2, 3, 1), cameras, depth)
     placement = place(around, rule="object", azimuth=-math.pi / 2, target=target)
-    return pictures, placement.inward(cameras), placement.outward
+    depth = None if depth is None else placement.scale * depth
+    return pictures, placement.inward(cameras), placement.outward, depth
 
 
 def memory_needed(
@@ -410,8 +343,9 @@ def memory_needed(
     last = (config.width, *config.widths)[-1]
     copied = last * (tokens * 4**config.decoder_ratio + sum(HEADS.values()) * config.shuffle_left**2)
     heads = copied * (bytes_per_number + 4) + 4 * 60 * pixels  # tokens and weights twice; Gaussians four times
+    held = 4 * 3 * CHANNELS * pixels + MOST_BACKDROP if config.guided else 0  # the guide, and twice beside the pictures
     framing = 4 * 4 * views * (4 * max(height, width) ** 2 + 3 * config.input_res**2)
-    return bytes_per_number * weights + int(ALLOCATOR * max(bytes_per_number * max(stages), heads, framing))
+    return bytes_per_number * weights + int(ALLOCATOR * (held + max(bytes_per_number * max(stages), heads, framing)))
 
 
 def _block_numbers(tokens: int, width: int, window: int | None, chunk: int) -> int:

@@ -79,6 +79,18 @@ def unproject(depth: Tensor, poses: Poses, grid: PixelGrid) -> Tensor:
     return starts + depth[..., None] * steps
 
 
+def project(points: Tensor, poses: Poses) -> tuple[Tensor, Tensor]:
+    """[B,V,H,W,2] and [B,V,H,W]: where each view's camera sees its own of points [B,V,H,W,3], as shares of the
+    picture's side, and at what depth. What is behind a camera is seen far outside or anywhere.
+    """
+    offset = points - poses.c2w[:, :, None, None, :3, 3]
+    local = (offset[..., None] * poses.c2w[:, :, None, None, :3, :3]).sum(-2)
+    depth = local[..., 2]
+    width = torch.where(poses.orthographic[:, :, None, None], 1.0, depth.clamp_min(1e-3))
+    focal, middle = poses.intrinsics[:, :, None, None].split(2, dim=-1)
+    return local[..., :2] / width[..., None] * focal + middle, depth
+
+
 def ray_lines(poses: Poses, side: int, grid: PixelGrid) -> tuple[Tensor, Tensor]:
     """starts, steps [B,V,side,side,3], world: the point at depth z of a pixel's ray is start + z step."""
     lateral, forward = _plane(poses, _positions(side, grid, poses))

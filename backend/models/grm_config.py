@@ -42,8 +42,8 @@ class GRMConfig:
     qk_norm                    normalise queries and keys; *own* True
     placement                  how `reconstruct` frames the pictures and sets the scale of the world, see `place`; *own*
                                "object"
-    guided                     the network sees where the masks' hull is and says only what to change, see
-                               `grm_guide.py`; scales then count in pixels. *Own* True
+    guided                     the network sees what geometry tells and says only what to change, see `grm_guide.py`;
+                               scales then count in pixels. *Own* True
     first_azimuth              degrees, where it turns the first camera; the published sets differ
     """
 
@@ -92,6 +92,12 @@ class GRMConfig:
         _expect(self.input_res % step == 0, "input_res", f"a multiple of {step}, a patch's side", self.input_res)
         _expect(0 <= ratio <= 8, "decoder_ratio", "from 0 to 8", ratio)
         _expect(step % 2**ratio == 0, "decoder_ratio", f"2^decoder_ratio to divide {step}, a patch's side", ratio)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Pixels of a side of pictures that the network takes, the most first; a pixel is left of the least token."""
+        halvings = int(math.log2(math.gcd(self.shuffle_left, 2**8))) if self.guided else 0
+        return tuple(self.input_res // 2**k for k in range(halvings + 1))
 
     @property
     def network_res(self) -> int:
@@ -165,11 +171,11 @@ PRESETS: dict[str, GRMConfig] = {
     "starter": GRMConfig(  # what this project trains and ships
         input_res=256,
         patch_size=16,
-        layers=6,
-        width=320,
+        layers=4,
+        width=256,
         in_channels=4,
         window_size=256,
-        decoder_ratio=2,
+        decoder_ratio=1,
         num_input_views=4,
         render_scaling="sigmoid",
         scale_min_act=0.1,

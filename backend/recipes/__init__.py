@@ -19,7 +19,7 @@ from backend.cameras import Cameras
 from backend.gaussians import Gaussians
 
 if TYPE_CHECKING:
-    from backend.data import Sample
+    from backend.sample import Sample
 
 RECIPES = {  # module of each family
     "grm": "backend.recipes.grm",

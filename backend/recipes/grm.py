@@ -7,7 +7,7 @@ pictures then settle what the surface does not say: colours, edges, what no view
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from torch import Tensor
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views
 from backend.gaussians import Gaussians, transform
-from backend.models.grm import GRM, PRESETS, GRMConfig, RawGaussians, activate, config_from, placed_object
+from backend.models.grm import GRM, PRESETS, GRMConfig, config_from, placed_object
 from backend.models.grm_cameras import object_window
 from backend.models.grm_config import config_data
+from backend.models.grm_gaussians import RawGaussians, activate
 from backend.projection import ALPHA_MIN
 from backend.recipes import Batch
 from backend.recipes.targets import picture_terms
@@ -32,6 +33,7 @@ NEAR_SHAPE = 0.1  # squared pixels, the same for covariances
 SOLID = 0.5  # alpha of a pixel that has a surface of its own
 ACROSS, THROUGH = 0.6, 0.1  # pixels that a Gaussian on a surface should measure along it and through it
 STEEPEST = 4.0  # pixels that a step to the next pixel may lead away
+TOLD = 0.4  # share of objects of which the network is told the depth, as captures of a scene have it
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def loss(
     """See `backend.recipes.Recipe`. `depth`: how far depths are off; `shape`: how unlike flat tiles on the surface."""
     del share
     placed = _place(model.config, batch)
-    raw = _run(model, placed)
+    told = torch.rand(len(batch), generator=rng) < TOLD
+    raw = _run(model, placed, torch.where(told.to(placed.depth.device)[:, None, None, None], placed.depth, 0.0))
     gaussians = activate(raw, model.config)
     terms = {}
     if weights["depth"] or weights["shape"]:
@@ -70,15 +73,16 @@ def loss(
 def predict(model: GRM, batch: Batch) -> list[Gaussians]:
     """See `backend.recipes.Recipe`."""
     placed = _place(model.config, batch)
-    return _outward(activate(_run(model, placed), model.config), placed)
+    return _outward(activate(_run(model, placed, None), model.config), placed)
 
 
-def _run(model: GRM, placed: _Placed) -> RawGaussians:
+def _run(model: GRM, placed: _Placed, depth: Tensor | None) -> RawGaussians:
     c2w = torch.stack([cameras.c2w for cameras in placed.cameras]).to(placed.images)
     Ks = torch.stack([cameras.Ks for cameras in placed.cameras]).to(placed.images)
     kinds = torch.stack([cameras.orthographic for cameras in placed.cameras]).to(placed.images.device)
-    raw = model(placed.images, c2w, Ks, kinds)
-    return RawGaussians(**{name: value.float() for name, value in vars(raw).items()})
+    raw = model(placed.images, c2w, Ks, kinds, depth)
+    whole = {field.name: getattr(raw, field.name).float() for field in fields(raw) if field.name != "backdrop"}
+    return RawGaussians(**whole, backdrop=raw.backdrop)
 
 
 def _outward(gaussians: list[Gaussians], placed: _Placed) -> list[Gaussians]:
@@ -88,17 +92,21 @@ def _outward(gaussians: list[Gaussians], placed: _Placed) -> list[Gaussians]:
 
 
 def _place(config: GRMConfig, batch: Batch) -> _Placed:
-    """Raises BadInput for a network that is not guided: the published setting needs the published data."""
+    """Pictures that are smaller than the network's are taken as they are, where it takes such.
+
+    Raises BadInput for a network that is not guided: the published setting needs the published data.
+    """
     if not config.guided:
         raise BadInput("network: expected a guided GRM, our own setting; the published one is not trained here")
+    side = next((side for side in config.sides if side <= batch.images.shape[2]), config.sides[-1])
     middle = None if batch.inputs > 1 else torch.zeros(3)  # a single view does not tell how far the object is
     rows = []
     for item in range(len(batch)):
         views = Views(batch.images[item, : batch.inputs], batch.cameras(item)[: batch.inputs])
-        pictures, cameras, outward = placed_object(views, config.input_res, middle)
+        pictures, cameras, outward, _ = placed_object(views, side, middle)
         surface = torch.cat([batch.depth[item, : batch.inputs, ..., None], batch.normals[item, : batch.inputs]], -1)
         cut = [
-            object_window(image[..., 3]).cut(planes.permute(2, 0, 1), config.input_res, "nearest")
+            object_window(image[..., 3]).cut(planes.permute(2, 0, 1), side, "nearest")
             for image, planes in zip(views.images, surface, strict=True)
         ]
         rows.append((2 * pictures - 1, cameras, outward, torch.stack(cut)))
@@ -136,7 +144,7 @@ def surface_terms(
         off = F.smooth_l1_loss(raw.depth[item][known], depth[item][known], beta=NEAR_DEPTH, reduction="none")
         known = known & normals[item].any(-1)  # some data says how far a surface is, but not how it is turned
         unit = raw.unit[item].view(known.shape)[known]
-        got = one[known.flatten()].covariances / unit[:, None, None] ** 2
+        got = one[: known.numel()][known.flatten()].covariances / unit[:, None, None] ** 2
         want = tile_covariances(normals[item], cameras[item])[known]
         unlike = F.smooth_l1_loss(got, want, beta=NEAR_SHAPE, reduction="none")
         rows.append(torch.stack([errors.sum() / max(errors.numel(), 1) for errors in (off, unlike)]))

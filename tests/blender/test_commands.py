@@ -43,6 +43,10 @@ def registered(factory: Any, tmp_path: Path) -> Iterator[Path]:
         (("generate", "--transforms", "no_such.json"), "no_such.json"),
         (("generate", "--faces", "3"), "found 3"),
         (("generate", "--elevations", "100"), "Elevations"),
+        (("generate", "--method", "fast", "--model", "fit"), "comes with model 'grm', found 'fit'"),
+        (("generate", "--method", "best", "--refine", "5"), "comes with refine 0, found 5"),
+        (("generate", "--method", "slow"), "'slow'"),
+        (("generate", "--steps", "5"), "Steps are for the fit"),
         (("generate", "--frames", "9", "1", "1", "--source", "animation"), "last frame"),
         (("generate", "--backend-python", "/nowhere/python"), "/nowhere/python"),
         (("capture",), "--out"),
@@ -83,6 +87,7 @@ def test_generate_reports_and_saves(registered: Path, capfd: pytest.CaptureFixtu
     found = json.loads(report.read_text())
     assert {item["role"] for item in found["objects"]} == {"splats", "mesh"}
     assert found["psnr"] == 30.0 and found["times"]["capture_seconds"] > 0
+    assert (found["method"], found["made_by"]) == ("", "GRM: works network, 4 views")
     assert all(item["bbox_min"] <= item["bbox_max"] for item in found["objects"])
     assert "Taking pictures 100 %" in capfd.readouterr().err
     bpy.ops.wm.open_mainfile(filepath=str(saved))
@@ -127,8 +132,37 @@ def test_the_api_refuses_words_that_do_not_go_together() -> None:
         api.order_of({"source": "orbit", "transforms": "t.json"})
     with pytest.raises(TypeError, match="colour"):
         api.order_of({"colour": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(CaptureError, match="one of fast, balanced, best, found 'slow'"):
+        api.order_of({"method": "slow"})  # type: ignore[typeddict-item]
     order = api.order_of({"views": 12, "elevations": [0, 30], "mesh": True})
     assert order.capture.count == 12 and order.capture.elevations == (0, 30) and order.output == "both"
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "model", "refine"),
+    [
+        ({}, "fast", "grm", 0),
+        ({"method": "balanced"}, "balanced", "grm", 100),
+        ({"method": "best", "steps": 20}, "best", "fit", 0),
+        ({"method": "fast", "model": "grm", "weights": ""}, "fast", "grm", 0),
+        ({"model": "fit", "steps": 20}, "", "fit", 0),
+        ({"model": "lgm", "refine": 9}, "", "lgm", 9),
+        ({"weights": "grm_u"}, "", "grm", 0),
+        ({"refine": 9}, "", "grm", 9),
+    ],
+)
+def test_a_model_wins_over_the_method_that_nobody_named(words: Any, method: str, model: str, refine: int) -> None:
+    order = api.order_of(words)
+    assert (order.method, order.model, order.refine) == (method, model, refine)
+    assert order.weights == words.get("weights", "") and order.steps == words.get("steps", 0)
+
+
+def test_a_capture_has_no_method(factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it takes as many views as it is told, where it is told."""
+    taken: list[Any] = []
+    monkeypatch.setattr(api, "capture", lambda context, shots, tell: taken.append(shots))
+    api.capture_views(views=24)
+    assert taken[0].count == 24 and taken[0].elevations == ()
 
 
 def test_the_whole_path_with_the_real_backend(registered: Path) -> None:
@@ -147,10 +181,16 @@ def test_the_whole_path_with_the_real_backend(registered: Path) -> None:
     made = api.generate(
         bpy.context,
         backend_python=python,
-        **{"views": 8, "resolution": 64, "quality": "preview", "steps": 150, "mesh": True, "faces": 1000},
+        method="best",
+        views=8,
+        resolution=64,
+        quality="preview",
+        steps=150,
+        mesh=True,
+        faces=1000,
     )
     assert made.splats is not None and made.mesh is not None
     for item in made.report["objects"]:
         np.testing.assert_allclose(item["bbox_min"], (2.5, -2.5, 0.5), atol=0.06)
         np.testing.assert_allclose(item["bbox_max"], (3.5, -1.5, 1.5), atol=0.06)
-    assert made.report["psnr"] > 15
+    assert made.report["psnr"] > 15 and made.report["made_by"] == "Best: 150 steps of fit, 8 views"

@@ -19,7 +19,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import api, commands, preferences, registration, splat_object  # noqa: E402
+from blender_addon import api, commands, preferences, registration, result, splat_object  # noqa: E402
 from blender_addon.api import GenerateError  # noqa: E402
 from blender_addon.capture import CaptureSettings, capture  # noqa: E402
 from blender_addon.order import Order  # noqa: E402
@@ -29,7 +29,8 @@ from tests import jack  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {"grm": "grm", "lgm": "lgm", "long_lrm": "long_lrm", "openlrm": "lrm", "triposr": "lrm"}
 RESOLUTION = {"grm": 64, "lgm": 64, "long_lrm": 32, "openlrm": 64, "triposr": 64}  # Long-LRM takes any size
-COUNT = 6  # views; the families that want fewer take four
+COUNT = {"grm": 4}  # views that this kind of network takes
+USUAL_COUNT = 6  # the families that want fewer take four
 PLACE, SCALE = np.array([3.0, -2.0, 1.0]), 1.7
 SOLID = 0.5  # opacity
 SH_C0 = 0.28209479177387814
@@ -81,7 +82,7 @@ def backend_environment() -> dict[str, str]:
 
 
 def shots(name: str) -> dict[str, Any]:
-    return {"count": COUNT, "resolution": RESOLUTION[name], "quality": "preview"}
+    return {"count": COUNT.get(name, USUAL_COUNT), "resolution": RESOLUTION[name], "quality": "preview"}
 
 
 def make_jack() -> None:
@@ -157,12 +158,26 @@ def splats_of(made: api.Generated) -> SplatArrays:
 def test_the_result_stands_where_the_object_is(trained: Trained, name: str) -> None:
     item = bpy.data.objects["Jack"]
     item.location, item.scale = PLACE.tolist(), (SCALE,) * 3
-    words: dict[str, Any] = {"views": COUNT, "resolution": RESOLUTION[name], "quality": "preview"}
+    words: dict[str, Any] = {("views" if word == "count" else word): value for word, value in shots(name).items()}
     made = api.generate(objects=[item], model=FAMILIES[name], weights=trained.checkpoint(name), **words)
     assert problems(splats_of(made), PLACE, np.eye(3), SCALE) == []
     assert made.report["model"] == FAMILIES[name] and made.report["backend"]["weights"] == trained.checkpoint(name)
     box = next(item for item in made.report["objects"] if item["role"] == "splats")
     assert np.all(np.array(box["bbox_min"]) < PLACE) and np.all(np.array(box["bbox_max"]) > PLACE)
+
+
+def test_the_starter_is_what_runs_when_nothing_is_named(trained: Trained) -> None:
+    item = bpy.data.objects["Jack"]
+    item.location, item.scale = PLACE.tolist(), (SCALE,) * 3
+    made = api.generate(objects=[item], views=24, resolution=64, quality="preview", mesh=True, faces=1000)
+    assert made.report["method"] == "fast" and made.report["made_by"] == "Fast: starter network, 8 views"
+    assert made.report["backend"]["weights"] == "starter" and made.report["backend"]["steps"] == 0
+    assert result.recipe_of(made.empty)["made_by"] == made.report["made_by"]
+    assert {item["role"] for item in made.report["objects"]} == {"splats", "mesh"}
+    low, high = np.percentile(splats_of(made).means, [1, 99], axis=0)
+    reach = SCALE * np.array(jack.REACH)
+    np.testing.assert_allclose(low, PLACE - reach, atol=0.2 * reach.max())
+    np.testing.assert_allclose(high, PLACE + reach, atol=0.2 * reach.max())
 
 
 # ---- cameras from a file: moved as a whole, and wrong

@@ -95,6 +95,7 @@ def test_a_run_from_capture_to_result(running: studio.Studio) -> None:
     assert {child[result.ROLE] for child in empty.children} == {"SPLATS", "MESH"}
     recipe = result.recipe_of(empty)
     assert recipe["psnr"] == 30.0 and recipe["model"] == "fit" and len(recipe["cameras"]["c2w"]) == 4
+    assert recipe["method"] == "" and recipe["made_by"] == "Fit (per scene): 4 views"
     assert [item.name for item in bpy.context.selected_objects] == ["Cube"], "the user's selection stays"
     assert running.figures.ticks > 5 and not running.busy
 

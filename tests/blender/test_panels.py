@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import panels, preferences, properties, registration, sentence, studio  # noqa: E402
+from blender_addon import panels, preferences, properties, registration, result, sentence, studio  # noqa: E402
+from blender_addon.families import FAMILIES  # noqa: E402
 from blender_addon.generation import Problem  # noqa: E402
 
 ICONS = frozenset(bpy.types.UILayout.bl_rna.functions["label"].parameters["icon"].enum_items.keys())
@@ -78,6 +80,63 @@ def test_every_panel_draws(running: studio.Studio, source: str, output: str) -> 
     assert ("transforms" in shown["GAUSSMITH_PT_main"]) == (source == "FILES")
     assert ("texture_size" in shown["GAUSSMITH_PT_reconstruction"]) == (output != "SPLATS")
     assert ("elevation_low" in shown["GAUSSMITH_PT_capture"]) == (source in ("ORBIT", "VIEWPORT"))
+
+
+SHOWN = {  # by method and model: what the panels show beside what they always do
+    ("FAST", ""): {"INFO: 8"},
+    ("BALANCED", ""): {"INFO: 8"},
+    ("BEST", ""): {"steps"},
+    ("MODEL", "fit"): {"model", "steps"},
+    ("MODEL", "lgm"): {"model", "weights", "precision", "refine", "INFO: 4"},
+}
+
+
+@pytest.mark.parametrize(("method", "model"), SHOWN)
+def test_each_method_shows_what_it_leaves_open(
+    running: studio.Studio, monkeypatch: pytest.MonkeyPatch, method: str, model: str
+) -> None:
+    monkeypatch.setattr(studio, "offered_models", lambda: tuple(FAMILIES))
+    chosen = bpy.context.scene.gaussmith
+    assert chosen.method == "FAST", "what a new scene begins with"
+    chosen.method = method
+    if model:
+        chosen.model = model
+    shown = {name for panel in PANELS for name in drawn(panel)}
+    assert {"method", "quality", "max_splats"} <= shown
+    found = shown & {"model", "steps", "weights", "precision", "refine"}
+    found |= {f"INFO: {line[-1]}" for line in shown if line.startswith("The network takes at most")}
+    assert found == SHOWN[method, model]
+
+
+@pytest.mark.parametrize("method", properties.METHOD_ITEMS, ids=lambda item: item[0])
+def test_the_order_of_each_method(
+    running: studio.Studio, monkeypatch: pytest.MonkeyPatch, method: tuple[str, str, str, int]
+) -> None:
+    """Settings that a method does not show do not count, whatever they are."""
+    monkeypatch.setattr(studio, "offered_models", lambda: tuple(FAMILIES))
+    chosen = bpy.context.scene.gaussmith
+    chosen.method, chosen.model, chosen.weights = method[0], "lgm", "mine"
+    chosen.refine, chosen.use_steps, chosen.steps, chosen.precision = 7, True, 50, "BFLOAT16"
+    order = properties.order(chosen, "cpu")
+    got = (order.method, order.model, order.weights, order.refine, order.steps, order.precision)
+    assert (
+        got
+        == {
+            "FAST": ("fast", "grm", "", 0, 0, "auto"),
+            "BALANCED": ("balanced", "grm", "", 100, 0, "auto"),
+            "BEST": ("best", "fit", "", 0, 50, "auto"),
+            "MODEL": ("", "lgm", "mine", 7, 0, "bfloat16"),
+        }[method[0]]
+    )
+
+
+def test_the_result_says_what_made_it(running: studio.Studio) -> None:
+    item = bpy.context.object
+    item[result.RECIPE] = json.dumps({"psnr": 30.25, "made_by": "Balanced: starter network, 100 steps of fit, 8 views"})
+    shown = drawn(panels.GAUSSMITH_PT_result)
+    assert "Balanced: starter network, 100 steps" in shown and "of fit, 8 views" in shown and "Match: 30.2 dB" in shown
+    item[result.RECIPE] = json.dumps({"psnr": None})  # of a file that is older than this line
+    assert "gaussmith.select_result" in drawn(panels.GAUSSMITH_PT_result)
 
 
 def test_a_run_shows_stage_bar_time_and_cancel(running: studio.Studio) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 QUICK = {
+    "method": "BEST",
     "count": 8,
     "quality": "PREVIEW",
     "use_resolution": True,
@@ -136,6 +137,7 @@ def use(window: Window) -> dict[str, Any]:
     window.open_tab("Gaussmith")
     time.sleep(1)
     window.picture("1_panel")
+    window.choose({})
     before = window.state()["objects"]
     window.press("the run", lambda state: state.get("phase", "") == "CAPTURING")
     fractions, labels = watch(window)
@@ -205,7 +207,7 @@ def cancel_another(window: Window) -> float:
 
 def main() -> None:
     out, scene, python = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    (out / "settings.json").write_text(json.dumps(QUICK))
+    (out / "settings.json").write_text(json.dumps(QUICK | {"method": "FAST"}))  # what a user sees first
     arguments = ["--gpu-backend", "opengl", "--window-geometry", "0", "0", "1600", "1000", scene]
     script = ["-P", str(HERE / "inside_window.py"), "--", str(out / "state.json"), str(out / "settings.json")]
     with (out / "window.log").open("wb") as log:

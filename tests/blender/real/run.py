@@ -105,6 +105,8 @@ def generates_in_place(bench: Bench) -> None:
         "256",
         "--quality",
         "preview",
+        "--method",
+        "best",
         "--steps",
         "200",
         "--mesh",
