@@ -11,6 +11,7 @@ import trimesh
 
 from backend.cameras import Cameras, Views, orbit
 from backend.mesh_render import rasterise
+from backend.metrics import over
 from backend.models import grm_guide
 from backend.models.grm_cameras import poses
 from backend.models.grm_guide import (
@@ -22,7 +23,6 @@ from backend.models.grm_guide import (
     agreement,
     fitted,
     guide_of,
-    over_white,
     straight,
 )
 
@@ -85,7 +85,7 @@ def test_channels() -> None:
     grid = fitted(straight(images), ring)
     assert grid is not None
     shown, clear = grid.views(ring, STRIDE).images, straight(images)
-    beside = [over_white(shown) - over_white(clear), shown[..., 3:] - clear[..., 3:]]
+    beside = [over(shown, 1.0) - over(clear, 1.0), shown[..., 3:] - clear[..., 3:]]
     torch.testing.assert_close(guide.channels[0, :, 3:7].movedim(1, -1), torch.cat(beside, dim=-1))
     assert 0 < float(guide.channels[:, :, 3:7].abs().mean()) < 0.05
     assert guide.channels.shape == (1, 3, CHANNELS, SIDE, SIDE)

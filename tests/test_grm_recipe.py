@@ -25,26 +25,11 @@ from backend.recipes import Batch
 from backend.recipes import grm as recipe
 from backend.rendering import render
 from tests import shapes
+from tests.grm_networks import OWN
 from tests.splat_scenes import cameras_around
 from tests.training_runs import batch_of, rng
 
-CONFIG = GRMConfig(
-    input_res=32,
-    patch_size=8,
-    layers=1,
-    width=64,
-    in_channels=4,
-    decoder_ratio=1,
-    num_input_views=4,
-    render_scaling="sigmoid",
-    scale_min_act=0.1,
-    scale_max_act=4.0,
-    pixel_grid="centres",
-    shuffle="views",
-    qk_norm=True,
-    placement="object",
-    guided=True,
-)
+CONFIG = replace(OWN, layers=1, width=64, window_size=None, decoder_ratio=1)
 SURFACE = {"depth": 1.0, "shape": 1.0, "rgb": 0.0, "alpha": 0.0, "perceptual": 0.0}
 
 
@@ -303,7 +288,7 @@ def test_it_overfits_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch.stack([soft_capture(solids[0] + solids[1], size=32)], inputs=4)
     model = network(replace(CONFIG, decoder_ratio=0))
     before = seen_quality(model, batch)
-    learn(model, batch, dict(recipe.WEIGHTS), steps=300)
+    learn(model, batch, dict(recipe.WEIGHTS), steps=500)
     assert before < 25 and seen_quality(model, batch) > 35
 
 

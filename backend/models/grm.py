@@ -24,7 +24,7 @@ from backend.cameras import BadInput, Cameras, Views, best_spread
 from backend.full_precision import full_precision
 from backend.gaussians import Gaussians, transform
 from backend.hull import meeting_point
-from backend.models.grm_backdrop import Backdrop
+from backend.models.grm_backdrop import FIRST_CHANGE, Backdrop
 from backend.models.grm_cameras import FIELD_OF_VIEW, cut_out, frame, place, plucker, poses
 from backend.models.grm_config import PRESETS, GRMConfig, config_from
 from backend.models.grm_gaussians import HEADS, RawGaussians, activate, guided, published
@@ -50,7 +50,6 @@ MIN_VIEWS, MAX_VIEWS = 1, 16  # `view_counts` says which of these a configuratio
 MOST_GUIDED = 8  # views that `reconstruct` gives to a guided network: more say little and cost as much again
 SIDE_MULTIPLE = 1  # pictures of any size are framed and resized
 IGNORED: tuple[str, ...] = ()  # no published key is dropped on loading
-FIRST_CHANGE = 0.002  # spread of a guided network's heads' first weights
 MOST_BACKDROP = 130 * 2**20  # bytes for what is told and made of some 70,000 voxels, the most that a grid shows
 ALLOCATOR = 1.2  # what allocators and kernels keep beside the tensors
 

@@ -30,10 +30,13 @@ NUMBERS = 14  # offset 3, scale 3, rotation 4, opacity 1, colour 3
 HIDDEN = 128
 LATTICE = 84  # voxels along the largest side of the box: finer than the grid's own, so that balls blur it less
 STRIDE = 1.0  # way between the samples of a ray, voxels
-FIRST_CHANGE = 0.002  # spread of the last layer's first weights
+FIRST_CHANGE = 0.002  # spread of the first weights of last layers, which say only what to change
 CLEAREST = 0.98  # colours from 1 - this to this, and covers up to this, have a logit
 NARROWEST, WIDEST = -2.0, 1.0  # logarithms of what a ball's size may be multiplied by
-NEAR, FARTHEST, FEW = 0.08, 0.3, 0.1  # as in `grm_guide.agreement`
+# Of what other views tell of a point, here and in `grm_guide.agreement`:
+NEAR = 0.08  # network units from a view's surface at which a point counts a third as much as one on it
+FARTHEST = 0.3  # before or behind a view's surface, as far as it is told
+FEW = 0.1  # views' worth of doubt: a point that hardly any view shows has hardly any difference of colour
 
 
 @dataclass(frozen=True)

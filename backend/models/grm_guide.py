@@ -15,7 +15,8 @@ from torch import Tensor
 
 from backend.cameras import Cameras, Views
 from backend.hull import NothingSeen
-from backend.models.grm_backdrop import Voxels, voxels_of
+from backend.metrics import over
+from backend.models.grm_backdrop import FARTHEST, FEW, NEAR, Voxels, voxels_of
 from backend.models.grm_cameras import Poses, project, unproject
 from backend.models.grm_grid_torch import TorchGrid, fit_grids
 from backend.models.grm_hull import Hull, hull_of
@@ -28,9 +29,6 @@ MOST = 0.9  # share of an object's pixels whose depth is known, from which no gr
 WHOLE = 0.9  # alpha of a pixel that shows nothing but the surface whose depth it has
 STRIDE = 1.0  # way between the samples of a ray through it, voxels
 FAINTEST = 1e-3  # alpha from which a pixel has a colour of its own
-NEAR = 0.08  # network units from another view's surface at which a point counts a third as much as one on it
-FARTHEST = 0.3  # before or behind another view's surface, as far as it is told
-FEW = 0.1  # views' worth of doubt: a point that hardly any view shows has hardly any difference of colour
 
 
 @dataclass(frozen=True)
@@ -123,18 +121,13 @@ def fitted(images: Tensor, cameras: Cameras) -> RadianceGrid | None:
 def _shown(grid: RadianceGrid | TorchGrid, images: Tensor, cameras: Cameras) -> _Coarse:
     shown = grid.views(cameras, STRIDE)
     assert shown.depth is not None, "a grid's views have depth"
-    beside = torch.cat([over_white(shown.images) - over_white(images), shown.images[..., 3:] - images[..., 3:]], dim=-1)
+    beside = torch.cat([over(shown.images, 1.0) - over(images, 1.0), shown.images[..., 3:] - images[..., 3:]], dim=-1)
     return _Coarse(shown.depth, beside.permute(0, 3, 1, 2), voxels_of(grid, images, shown.depth, cameras))
 
 
 def _nothing(images: Tensor) -> _Coarse:
     """images [V,H,H,4]"""
     return _Coarse(torch.zeros_like(images[..., 0]), torch.zeros_like(images).movedim(-1, 1), None)
-
-
-def over_white(images: Tensor) -> Tensor:
-    """[...,4] straight alpha -> [...,3]"""
-    return images[..., :3] * images[..., 3:] + 1 - images[..., 3:]
 
 
 def agreement(images: Tensor, surface: Tensor, poses: Poses) -> Tensor:
