@@ -56,7 +56,7 @@ gpu:
 # Locked files: a change in one makes the environment again, from the packages already there.
 $(VENV)/.ready: backend/requirements/$(PLATFORM).txt backend/requirements/train.txt backend/requirements/dev.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -r backend/requirements/$(PLATFORM).txt -r backend/requirements/dev.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r backend/requirements/$(PLATFORM).txt -r backend/requirements/dev.txt
 	touch $@
 
 $(BPY_VENV)/.ready: tests/blender/requirements.txt

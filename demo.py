@@ -1,6 +1,7 @@
-"""The whole path on a small scene of its own: build, capture, splats by the methods fast and best, mesh, save, compare.
+"""The whole path on a small scene of its own: build, capture, splats by the methods fast and best, mesh, save, compare;
+then a prompt, which becomes views, splats and a mesh at the 3D cursor of the same scene.
 
-    make demo        writes out/demo.blend, out/demo.png and out/demo.json
+    make demo        writes out/demo.blend, out/demo.png, out/prompt.png and out/demo.json
 
 Runs with the bpy wheel (no Blender needed) and the backend's environment named by GAUSSMITH_PYTHON.
 """
@@ -30,6 +31,8 @@ VIEWS = 16  # the starter network takes 8
 RESOLUTION = 320
 CHECKED = ((25.0, 12.0), (140.0, 32.0), (265.0, 50.0))  # azimuth and elevation in degrees of cameras not used
 CHECKED_DISTANCE = 5.2  # scene units, a little farther than the capture's own orbit
+PROMPT, PROMPT_SEED = "a red wooden chair", 0
+PROMPT_SIZE, PROMPT_PLACE = 1.6, (0.5, -1.0, 0.5)  # metres; where the cursor is, beside the figure
 
 
 def mix_material(name: str, pattern: str, scale: float, colours: tuple[tuple[float, ...], tuple[float, ...]]):
@@ -84,10 +87,11 @@ def build_scene() -> bpy.types.Object:
     return parent
 
 
-def add_checking_cameras(target: bpy.types.Object) -> list[bpy.types.Object]:
-    """Cameras between and above those of the capture, all aimed at the middle of the figure."""
+def add_checking_cameras(middle: Vector) -> list[bpy.types.Object]:
+    """Cameras between and above those of the capture, all aimed at a place; the scene's only ones."""
+    for old in [item for item in bpy.context.scene.objects if item.type == "CAMERA"]:
+        bpy.data.objects.remove(old)
     made = []
-    middle = target.matrix_world @ Vector((0, 0, 0.9))
     for azimuth, elevation in np.radians(CHECKED):
         across = CHECKED_DISTANCE * math.cos(elevation)
         offset = Vector(
@@ -171,13 +175,31 @@ def generate(method: MethodName, console: Console, *, mesh: bool = False) -> api
 
 def photograph_all(figure: bpy.types.Object, fast: api.Generated, best: api.Generated) -> dict[str, CapturedViews]:
     """The original and what was made of it, from cameras that none of the methods had."""
-    add_checking_cameras(figure)
+    add_checking_cameras(figure.matrix_world @ Vector((0, 0, 0.9)))
     assert fast.splats is not None and best.splats is not None and best.mesh is not None
     seen = {"original": photograph([figure]), "fast": photograph([fast.splats])}
     result.show(best.empty, "MESH")
     mesh = photograph([best.mesh])
     result.show(best.empty, "SPLATS")
     return seen | {"best": photograph([best.splats]), "mesh": mesh}
+
+
+def generate_prompt(console: Console) -> api.Generated:
+    """The prompt's object at the 3D cursor, its pictures included."""
+    console.tell(f'Prompt "{PROMPT}"')
+    bpy.context.scene.cursor.location = PROMPT_PLACE
+    return api.generate(
+        prompt=PROMPT, seed=PROMPT_SEED, size=PROMPT_SIZE, mesh=True, name="Prompt", on_progress=console.progress
+    )
+
+
+def photograph_prompt(made: api.Generated) -> list[CapturedViews]:
+    """Its splats and its mesh, in Cycles."""
+    assert made.splats is not None and made.mesh is not None
+    add_checking_cameras(Vector(PROMPT_PLACE) + Vector((0, 0, PROMPT_SIZE / 2)))
+    seen = [photograph([made.splats])]
+    result.show(made.empty, "MESH")
+    return [*seen, photograph([made.mesh])]
 
 
 def run(out: Path, console: Console) -> dict[str, Any]:
@@ -191,12 +213,17 @@ def run(out: Path, console: Console) -> dict[str, Any]:
     save_sheet(list(seen.values()), out / "demo.png")
     assert fast.splats is not None
     fast.splats.hide_viewport = fast.splats.hide_render = True  # it stands where the better one stands
+    asked = time.monotonic()
+    prompted = generate_prompt(console)
+    prompt_seconds = time.monotonic() - asked
+    save_sheet(photograph_prompt(prompted), out / "prompt.png")
     bpy.ops.wm.save_as_mainfile(filepath=str(out / "demo.blend"), compress=True)
     original = seen.pop("original")
     return {
         "total_seconds": time.monotonic() - began,
         "psnr_unseen": {name: psnr(views, original) for name, views in seen.items()},
         "results": [told(made) for made in (fast, best)],
+        "prompt": {"text": PROMPT, "seconds": prompt_seconds, **told(prompted)},
     }
 
 
@@ -215,8 +242,14 @@ def summary(figures: dict[str, Any], out: Path) -> str:
         )
     unseen = ", ".join(f"{name} {value:.1f} dB" for name, value in figures["psnr_unseen"].items())
     lines.append(f"PSNR from {len(CHECKED)} unseen cameras in Cycles: {unseen}")
+    prompt = figures["prompt"]
+    times = prompt["times"]
+    lines.append(
+        f'"{prompt["text"]}": {prompt["seconds"]:.0f} s, of them {times["imagine_seconds"]:.0f} s for its views and '
+        f"{times['reconstruct_seconds']:.0f} s for splats and mesh"
+    )
     lines.append(f"in all {figures['total_seconds']:.0f} s")
-    lines.append(f"wrote {out / 'demo.blend'}, {out / 'demo.png'} and {out / 'demo.json'}")
+    lines.append(f"wrote {out / 'demo.blend'}, {out / 'demo.png'}, {out / 'prompt.png'} and {out / 'demo.json'}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,7 @@
-"""python -m backend serve | reconstruct | train | evaluate | weights | bench: Blender's server, and work without it."""
+"""python -m backend serve | reconstruct | generate | train | evaluate | evaluate-views | weights | bench.
+
+Blender's server, and work without it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import sys
 from pathlib import Path
 
 from blender_addon.families import FAMILIES, PRECISIONS
+from blender_addon.front_ends import DEFAULT_FRONT_END, FRONT_ENDS, SIDES
+
+CUTS = ("auto", "alpha", "network", "plain", "none")  # as protocol.Cut, whose module needs numpy
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(
         commands.add_parser("reconstruct", help="make splats, and a textured mesh, of images with cameras")
     )
+    _add_generate(commands.add_parser("generate", help="make splats, and a textured mesh, of a prompt or pictures"))
     _add_evaluate(commands.add_parser("evaluate", help="print the quality table of a folder of objects"))
+    _add_evaluate_views(commands.add_parser("evaluate-views", help="judge the starter's views of prompts and pictures"))
     _add_train(commands.add_parser("train", help="train a network, or write the network of a run to a file"))
     _add_weights(commands.add_parser("weights", help="list, fetch, verify and remove published checkpoints"))
     bench = commands.add_parser("bench", help="print the speed table of this machine")
@@ -33,21 +41,56 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_reconstruct(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
+    command.add_argument(
         "views",
         type=Path,
         metavar="VIEWS",
         help="a folder with transforms_input.json or transforms.json, or such a file",
     )
+    command.add_argument("--model", choices=tuple(FAMILIES), default="fit", help="what makes the splats (%(default)s)")
+    _add_result(command)
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--prompt", default="", metavar="TEXT", help="what to make, in words")
     add(
-        "--out", type=Path, required=True, metavar="DIR", help="gets splats.ply, report.json, mesh.glb and the pictures"
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture of it; or several of its sides, as SIDE=FILE: " + ", ".join(SIDES),
     )
+    add(
+        "--batch",
+        type=Path,
+        metavar="FILE",
+        help="many: a text with a prompt a line, or a CSV with the columns prompt, image, seed, size, name, front_end; "
+        "each gets its own folder in DIR, and the same command goes on where it was interrupted",
+    )
+    add("--front-end", choices=tuple(FRONT_ENDS), default=DEFAULT_FRONT_END, help="what makes views (%(default)s)")
+    add("--front-end-weights", default="", metavar="FOLDER", help="its model; without it, the one that was fetched")
+    add("--negative", default="", metavar="TEXT", help="what not to make")
+    add("--candidates", type=int, default=1, metavar="N", help="sets of views, each with the next seed (%(default)s)")
+    add("--candidate", type=int, default=0, metavar="K", help="the one that splats are made of (%(default)s)")
+    add("--guidance", type=float, default=0.0, help="how much the prompt or picture counts; 0: the front end's own")
+    add("--sampling-steps", type=int, default=0, metavar="N", help="of the front end; 0: its own")
+    add("--cut", choices=CUTS, default="auto", help="how a picture's object is told from its background")
+    add("--views-only", action="store_true", help="make no splats")
     add(
         "--model",
         choices=tuple(FAMILIES),
-        default="fit",
-        help="what makes the splats (%(default)s)",
+        default="",
+        help="what makes the splats; without it, what suits the front end best",
+    )
+    _add_result(command)
+
+
+def _add_result(command: argparse.ArgumentParser) -> None:
+    """Options of what is made of views."""
+    add = command.add_argument
+    add(
+        "--out", type=Path, required=True, metavar="DIR", help="gets splats.ply, report.json, mesh.glb and the pictures"
     )
     add("--weights", default="", metavar="NAME_OR_PATH", help="a checkpoint; without it, the model's default")
     add(
@@ -62,6 +105,13 @@ def _add_reconstruct(command: argparse.ArgumentParser) -> None:
     add("--mesh", action="store_true", help="also make a textured mesh, mesh.glb")
     add("--faces", type=int, default=20_000, help="most faces of the mesh (%(default)s)")
     add("--texture-size", type=int, default=1024, help="pixels of a side of the mesh's texture (%(default)s)")
+    add(
+        "--size",
+        type=float,
+        default=0.0,
+        metavar="METRES",
+        help="longest side of the result, which then stands on the origin; 0: it stays as the cameras saw it",
+    )
     add(
         "--cameras",
         type=Path,
@@ -100,6 +150,23 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
+def _add_evaluate_views(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="gets sheet.png, views.json and the objects to learn from",
+    )
+    add("--assets", type=Path, metavar="FOLDER", help="models and textures, as training has them")
+    add("--weights", type=Path, metavar="FOLDER", help="holds views.safetensors; without it, what ships")
+    add("--objects", type=int, default=2000, help="that the classifier learns from, in hundreds (%(default)s)")
+    add("--prompts", type=int, default=200, help="for kinds in colours that were never learned from (%(default)s)")
+    add("--pictures", type=Path, metavar="DATASET", help="objects, as evaluate has them, to make of their first view")
+    add("--steps", type=int, default=900, help="of the classifier (%(default)s)")
+
+
 def _add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("config", nargs="?", type=Path, metavar="CONFIG.json", help="what to train, see backend/train_config.py")
@@ -135,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         case "worker":
             from backend import worker
 
-            worker.work(worker.reconstruct, worker.describe_device)
+            worker.work(worker.Desk(), worker.describe_device)
             return 0
         case "warm-up":
             from backend.warm_up import warm_up
@@ -154,10 +221,18 @@ def main(arguments: list[str] | None = None) -> int:
             from backend import train_command
 
             return train_command.command(given)
+        case "generate":
+            from backend.generate_command import generate
+
+            return generate(given)
         case "evaluate":
             from backend import evaluate_command
 
             return evaluate_command.command(given)
+        case "evaluate-views":
+            from backend import views_evaluation_command
+
+            return views_evaluation_command.command(given)
         case _:
             from backend.command_line import reconstruct
 

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -29,7 +29,7 @@ from backend.gaussians import Gaussians
 from backend.mamba import Mamba2Config, MambaBlock
 from backend.network import KINDS, load
 from backend.rendering import render
-from backend.weights import entry_of, resolve
+from backend.weights import Family, entry_of, resolve
 
 MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}
 ELEVATION, DISTANCE = math.radians(20), 2.7
@@ -181,9 +181,9 @@ def _network(case: Case, dtype: torch.dtype, device: str) -> Callable[[Views], G
 
 
 def _stored(name: str) -> nn.Module:
-    entry = entry_of(name)
-    path, _ = resolve(name, entry.family)
-    return load(path, entry.family).model
+    family = cast(Family, entry_of(name).family)
+    path, _ = resolve(name, family)
+    return load(path, family).model
 
 
 def _picture(gaussians: Gaussians, views: Views) -> Tensor:

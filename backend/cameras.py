@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backend.bad_input import BadInput as BadInput
+from blender_addon.front_ends import Rig
 
 CANDIDATES = 16  # views among which every choice is tried
 
@@ -148,6 +149,20 @@ def orbit(
     K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
     c2w = look_at(target + radius * offsets, target)
     return Cameras(c2w, K.repeat(count, 1, 1), torch.zeros(count, dtype=torch.bool), size, size)
+
+
+def rig_cameras(rig: Rig, side: int | None = None) -> Cameras:
+    """The cameras of a front end's views, in their order; `side` pixels instead of the rig's own."""
+    side = side or rig.side
+    elevation, azimuth = torch.tensor(rig.angles, dtype=torch.float64).deg2rad().T
+    level = elevation.cos()
+    offsets = torch.stack([level * azimuth.sin(), -level * azimuth.cos(), elevation.sin()], dim=-1)
+    c2w = look_at(rig.radius * offsets, torch.zeros(3, dtype=torch.float64)).float()
+    flat = rig.fov == 0
+    focal = side / rig.width if flat else 0.5 * side / math.tan(0.5 * math.radians(rig.fov))
+    K = torch.tensor([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
+    count = len(rig.angles)
+    return Cameras(c2w, K.repeat(count, 1, 1), torch.full((count,), flat), side, side)
 
 
 def rays(cameras: Cameras) -> tuple[Tensor, Tensor]:

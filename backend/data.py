@@ -128,11 +128,16 @@ def scene(config: DataConfig, index: int) -> Scene:
 def _object(config: DataConfig, rng: np.random.Generator) -> Asset:
     real = bool(rng.random() < config.real_share)
     if config.assets is None or not real:
-        return make_object(rng, _textures(config.assets), families="held_out" if config.held_out else "train")
-    choice = [path for path in _models(config.assets) if is_held_out(path.stem) == config.held_out]
+        return make_object(rng, textures_of(config.assets), families="held_out" if config.held_out else "train")
+    return random_model(config.assets, rng, held_out=config.held_out)
+
+
+def random_model(folder: Path, rng: np.random.Generator, *, held_out: bool) -> Asset:
+    """A model of a folder of assets, as it is, or in other colours; one without colours is painted."""
+    choice = [path for path in _models(folder) if is_held_out(path.stem) == held_out]
     asset = _asset(choice[rng.integers(len(choice))])
     if _is_colourless(asset):
-        return replace(asset, materials=(_paint(_textures(config.assets), rng),) * len(asset.materials))
+        return replace(asset, materials=(_paint(textures_of(folder), rng),) * len(asset.materials))
     return _recoloured(asset, rng) if rng.random() < RECOLOURED else asset
 
 
@@ -142,7 +147,8 @@ def _models(folder: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=2)
-def _textures(folder: Path | None) -> list[np.ndarray]:
+def textures_of(folder: Path | None) -> list[np.ndarray]:
+    """The pictures to paint with of a folder of assets; none without a folder."""
     return [] if folder is None else [read_texture(path) for path in textures_in(folder)]
 
 

@@ -99,18 +99,28 @@ def _licences() -> dict[str, Any]:
 
 def _fetch_files(entry: Entry, folder: Path, transport: Transport, tell: Tell) -> dict[str, Any]:
     """Fetches what is not there; returns the record of all."""
-    revision, remotes = "main", dict[File, RemoteFile]()
+    revisions, remotes = dict[str, str](), dict[File, RemoteFile]()
     tell("Asking the hub", 0, entry.bytes)
     for file in entry.files:
-        remotes[file] = transport.describe(entry.repository, file.name, revision)
-        revision = remotes[file].revision  # all of one state of the repository
+        remotes[file] = _describe(file, file.repository or entry.repository, transport, revisions)
     total, done = sum(remote.bytes for remote in remotes.values()), 0
-    _check_space(folder, total - sum(file.stat().st_size for file in folder.iterdir()))
+    _check_space(folder, total - sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
     for file, remote in remotes.items():
+        (folder / file.local).parent.mkdir(parents=True, exist_ok=True)
         _fetch_file(folder / file.local, remote, transport, _from(tell, done, total))
         done += remote.bytes
     files = {file.local: {"bytes": remote.bytes, "digest": remote.digest} for file, remote in remotes.items()}
-    return {"repository": entry.repository, "revision": revision, "files": files}
+    own = revisions.get(entry.repository, "")
+    return {"repository": entry.repository, "revision": own, "revisions": revisions, "files": files}
+
+
+def _describe(file: File, repository: str, transport: Transport, revisions: dict[str, str]) -> RemoteFile:
+    """What is known of a file. All files of a repository are of one state of it, which goes into `revisions`."""
+    if file.address:
+        return RemoteFile(file.address, file.name, file.address, file.bytes, file.sha256, "")
+    remote = transport.describe(repository, file.name, revisions.get(repository, "main"))
+    revisions[repository] = remote.revision
+    return remote
 
 
 def _from(tell: Tell, done: int, total: int) -> Tell:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +62,6 @@ class Hub:
     """The transport of the product. `endpoint` is the hub's address; empty: the library's own or HF_ENDPOINT."""
 
     def __init__(self, endpoint: str = "") -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for library in ("huggingface_hub", "httpx2"):  # their failures are told by what they raise
             logging.getLogger(library).setLevel(logging.CRITICAL)
         self._endpoint = endpoint or None

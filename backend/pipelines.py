@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from backend import meshing, texturing
+from backend import meshing, placing, texturing
 from backend.cameras import BadInput, Cameras, Views
 from backend.fit import FitConfig, fit, mean_psnr, reduce_views
 from backend.gaussians import Gaussians
@@ -37,6 +37,7 @@ LIMITS = {  # lowest and highest value of an option
     "max_splats": (0, 16_000_000),
     "faces": (4, 10_000_000),
     "texture_size": (16, 16_384),
+    "size": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
 }
 
@@ -53,6 +54,7 @@ class ReconstructOptions:
     max_splats    0: the default
     faces         most faces of the mesh
     texture_size  pixels of a side
+    size          longest side of the result, scene units, which then stands on the world's origin; 0: left as it is
     """
 
     model: str = "fit"
@@ -64,6 +66,7 @@ class ReconstructOptions:
     mesh: bool = False
     faces: int = 20_000
     texture_size: int = 1024
+    size: float = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
@@ -120,6 +123,10 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
         except ValueError as error:  # no surface could be found; the splats are worth having all the same
             log.warning("no mesh could be made", exc_info=True)
             problems.append(f"no mesh: {error}")
+    placed = None
+    if options.size:
+        placed = placing.stand(gaussians, mesh, options.size)
+        gaussians, mesh = placed.gaussians, placed.mesh
     clock.seconds["total"] = round(sum(clock.seconds.values()), 3)
     report = {
         "model": options.model,
@@ -140,6 +147,7 @@ def reconstruct(views: Views, options: ReconstructOptions, monitor: Monitor) -> 
         "fitted_size": list(made.size),
         "psnr": _number(made.psnr),
         "mesh": mesh_report,
+        "placed": None if placed is None else placed.report,
         "problems": problems,
         "seconds": clock.seconds,
         "versions": versions(),

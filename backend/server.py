@@ -128,7 +128,7 @@ class Server:
             self._tell(client, protocol.Refused("say Hello with the token first"))
             return
         match message:
-            case protocol.Reconstruct():
+            case protocol.Reconstruct() | protocol.Imagine() | protocol.CutOut():
                 self._enqueue(QueuedJob(client, message.job_id, frames))
             case protocol.Cancel():
                 self._cancel(client, message.job_id)
@@ -327,9 +327,9 @@ class Server:
 def _obituary(job: QueuedJob, code: int) -> protocol.Failed:
     """What to say of a job whose process is gone. SIGKILL from nobody here is how Linux ends what takes its memory."""
     cause = (
-        "the system ended the reconstruction process, most likely because memory ran out"
+        "the system ended the process that did the work, most likely because memory ran out"
         if code == -9
-        else f"the reconstruction process ended with exit status {code}"
+        else f"the process that did the work ended with exit status {code}"
     )
     return protocol.Failed(job.job_id, "worker_died", cause)
 

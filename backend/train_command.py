@@ -7,11 +7,12 @@ import signal
 import time
 from types import FrameType
 
+from backend import views_training
 from backend.bad_input import BadInput
 from backend.exit_status import BAD_INPUT, BROKEN, INTERRUPTED, SUCCESS, complain
 from backend.monitor import Silent
 from backend.train import Diverged, train
-from backend.train_config import read_config
+from backend.train_config import read_config, read_json
 from backend.training_state import export
 
 
@@ -46,11 +47,15 @@ def command(given: argparse.Namespace) -> int:
 def _train(given: argparse.Namespace) -> int:
     if given.config is None:
         raise BadInput("CONFIG: expected a JSON file that says what to train, found none")
-    config = read_config(given.config, minutes=given.minutes)
+    data = read_json(given.config)
     monitor = Interruptible(given.stop_after)
     before = {number: signal.signal(number, monitor.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        train(config, given.out, device=given.device, monitor=monitor)
+        if isinstance(data, dict) and data.get("family") == views_training.FAMILY:
+            views = views_training.config_from(data, minutes=given.minutes)
+            views_training.train_views(views, given.out, monitor, device=given.device)
+        else:
+            train(read_config(given.config, minutes=given.minutes), given.out, device=given.device, monitor=monitor)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -58,5 +63,5 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> int:
-    export(given.export, given.out)
+    (views_training.export if views_training.is_run(given.export) else export)(given.export, given.out)
     return SUCCESS

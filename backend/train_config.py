@@ -14,12 +14,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from backend.bad_input import BadInput
 from backend.data import DataConfig
 from backend.recipes import recipe_of
 
+Config = TypeVar("Config")
 MAY_CHANGE = ("micro_batch", "workers", "checkpoint_seconds")  # between the parts of one run: not what it computes
 
 
@@ -129,12 +130,17 @@ class TrainConfig:
         return next((n for n, stage in enumerate(self.stages) if share < stage.until), len(self.stages) - 1)
 
 
-def read_config(path: Path, *, minutes: float = 0.0) -> TrainConfig:
-    """The run that a JSON file describes; `minutes` above 0 take the place of its steps or minutes. Raises BadInput."""
+def read_json(path: Path) -> Any:
+    """What a configuration's file holds. Raises BadInput."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: expected a configuration as JSON, found: {error}") from error
+
+
+def read_config(path: Path, *, minutes: float = 0.0) -> TrainConfig:
+    """The run that a JSON file describes; `minutes` above 0 take the place of its steps or minutes. Raises BadInput."""
+    data = read_json(path)
     if minutes and isinstance(data, dict):
         data = data | {"steps": 0, "minutes": minutes}
     return config_from(data)
@@ -142,7 +148,12 @@ def read_config(path: Path, *, minutes: float = 0.0) -> TrainConfig:
 
 def config_from(data: Any) -> TrainConfig:
     """The run that plain values describe. Raises BadInput naming what is unknown, missing or of the wrong kind."""
-    return _read(TrainConfig, data, "")
+    return read_as(TrainConfig, data)
+
+
+def read_as(kind: type[Config], data: Any) -> Config:
+    """A frozen dataclass of plain values. Raises BadInput naming what is unknown, missing or of the wrong kind."""
+    return _read(kind, data, "")
 
 
 def config_data(config: TrainConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ def warm_up() -> None:
     for views in (ball, replace(ball, depth=None), _opaque(ball)):
         pipelines.reconstruct(views, QUICK, Silent())
     pipelines.reconstruct(ball[[0, 2]], replace(QUICK, model="grm", mesh=False), Silent())
+    importlib.import_module("rembg.sessions")  # what cuts pictures out compiles code of its own when it is first loaded
 
 
 def _ball() -> Views:

@@ -13,106 +13,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from backend.bad_input import BadInput
-
-Family: TypeAlias = Literal["grm", "lgm", "long_lrm", "lrm"]
+from backend.entries import STARTER, CameraSetUp, Entry, Family, File
+from backend.front_end_weights import FRONT_END_ENTRIES, STARTER_VIEWS
+from blender_addon.front_ends import FRONT_ENDS
 
 FOLDER_VARIABLE = "GAUSSMITH_WEIGHTS"
 RECORD = "fetched.json"  # in a checkpoint's folder: what was fetched, with the hub's hashes
-STARTER = Path(__file__).resolve().parent / "starter"  # what ships, and LICENCE.md about it
+TENSOR_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class WeightsMissing(BadInput):
     """A checkpoint of the catalogue is not on this machine; the text says how to get it."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a repository. `bytes` is as published or counted from the network's shapes; the hub knows better. A
-    file that ships is there to be asked.
-    """
-
-    name: str
-    bytes: int = 0
-
-    @property
-    def local(self) -> str:
-        """Its name in the checkpoint's folder on this machine."""
-        return self.name.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True)
-class CameraSetUp:
-    """The cameras a checkpoint expects, in its family's own frame. They look at the origin.
-
-    angles    elevation and azimuth of each view, degrees
-    radius    distance from the origin
-    fov       opening angle across the picture, degrees
-    """
-
-    angles: tuple[tuple[float, float], ...]
-    radius: float
-    fov: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A checkpoint that has a name.
-
-    name            what --weights and the panel call it
-    preset          its family's name for its configuration
-    repository      on the hub (huggingface.co); empty: it ships, in STARTER
-    files           what is fetched, the tensors first
-    purpose         one line
-    code_licence    of the published code, which nothing here is taken from
-    weight_licence  of the weights, in plain words
-    commercial      whether the weights may be used commercially
-    memory_gib      peak while reconstructing in float32 on a processor, gibibytes, weights included
-    cameras         None: any posed views
-    config          what its files do not tell, in the layout that its family's `config_from` takes
-    """
-
-    name: str
-    family: Family
-    preset: str
-    repository: str
-    files: tuple[File, ...]
-    purpose: str
-    code_licence: str
-    weight_licence: str
-    commercial: Literal["yes", "no", "unclear"]
-    memory_gib: float
-    cameras: CameraSetUp | None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def shipped(self) -> bool:
-        """Whether it is a part of this program, and so neither fetched nor removed."""
-        return not self.repository
-
-    @property
-    def bytes(self) -> int:
-        return disk_bytes(self) if self.shipped else sum(file.bytes for file in self.files)
-
-    @property
-    def page(self) -> str:
-        """Where the publisher's own words are."""
-        return (STARTER / "LICENCE.md").as_uri() if self.shipped else f"https://huggingface.co/{self.repository}"
-
-    @property
-    def licence(self) -> str:
-        """What is shown and accepted before a download."""
-        use = {
-            "yes": "Commercial use is allowed.",
-            "no": "Commercial use is not allowed.",
-            "unclear": "Whether commercial use is allowed is unclear.",
-        }
-        return f"Weights: {self.weight_licence}. {use[self.commercial]} Published code: {self.code_licence}."
 
 
 GIB = 2**30
@@ -280,6 +195,7 @@ CATALOGUE: tuple[Entry, ...] = (
             ("large", 1_805_415_504, 2.2),
         )
     ),
+    *FRONT_END_ENTRIES,
 )
 
 
@@ -317,12 +233,17 @@ def folder_of(entry: Entry) -> Path:
 
 
 def record_of(entry: Entry) -> dict[str, Any] | None:
-    """What was fetched, as downloads.py wrote it; None unless every file is there with its size."""
+    """What was fetched, as downloads.py wrote it; None unless every file is there with its size.
+
+    The record tells sizes and hashes; which files those are of, and where they lie, the catalogue alone says.
+    """
     folder = folder_of(entry)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == told["bytes"] for name, told in record["files"].items())
-        return record if whole and {file.local for file in entry.files} == set(record["files"]) else None
+        files = record["files"]
+        same = set(files) == {file.local for file in entry.files}
+        whole = same and all((folder / name).stat().st_size == told["bytes"] for name, told in files.items())
+        return record if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -334,8 +255,14 @@ def tensors_of(entry: Entry) -> Path:
 
 def disk_bytes(entry: Entry) -> int:
     """What a checkpoint takes on the disk, the beginning of an interrupted download too."""
-    files = [tensors_of(entry)] if entry.shipped else folder_of(entry).rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    if entry.shipped:
+        return entry.bytes
+    return sum(file.stat().st_size for file in folder_of(entry).rglob("*") if file.is_file())
+
+
+def is_here(family: str) -> bool:
+    """Whether a family can run with what is on this machine: the fit, or one whose default checkpoint is here."""
+    return family == "fit" or default_of(family).shipped or record_of(default_of(family)) is not None
 
 
 def resolve(name_or_path: str, family: Family) -> tuple[Path, Entry | None]:
@@ -357,8 +284,59 @@ def resolve(name_or_path: str, family: Family) -> tuple[Path, Entry | None]:
         if not tensors_of(entry).is_file():
             raise BadInput(f"weights: expected {tensors_of(entry)}, which ships with this program; install it again")
     elif record_of(entry) is None:
-        raise WeightsMissing(
-            f"weights: {entry.name} is not on this machine; expected it in {folder_of(entry)}. "
-            f"Run: python -m backend weights fetch {entry.name}"
-        )
+        raise _missing(entry)
     return tensors_of(entry), entry
+
+
+def _missing(entry: Entry) -> WeightsMissing:
+    state = "here only in part" if disk_bytes(entry) else "not on this machine"
+    return WeightsMissing(
+        f"weights: {entry.name} is {state}; expected it in {folder_of(entry)}. "
+        f"Run: python -m backend weights fetch {entry.name}"
+    )
+
+
+# ---- of the front ends
+
+
+def entry_of_front_end(name: str) -> Entry:
+    """The entry of a front end's weights; the starter's own name is that of the network that makes splats."""
+    return STARTER_VIEWS if name == "starter" else entry_of(name)
+
+
+def front_end_folder(name: str, given: str = "") -> Path:
+    """The folder with a front end's weights: the given one, or where the catalogue's lie.
+
+    Raises WeightsMissing for weights that are not here, BadInput for a given path that is no folder.
+    """
+    if given:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise BadInput(f"weights: expected the folder of a {FRONT_ENDS[name].title} model, found {given!r}")
+        return folder
+    entry = entry_of_front_end(name)
+    if entry.shipped:
+        if not tensors_of(entry).is_file():
+            raise WeightsMissing(
+                f"weights: expected {tensors_of(entry)}, which ships with this program; install it again"
+            )
+        return STARTER
+    if record_of(entry) is None:
+        raise _missing(entry)
+    return folder_of(entry)
+
+
+def front_ends_here() -> tuple[str, ...]:
+    """The front ends whose weights are on this machine."""
+    entries = {name: entry_of_front_end(name) for name in FRONT_ENDS}
+    return tuple(
+        name
+        for name, entry in entries.items()
+        if (tensors_of(entry).is_file() if entry.shipped else record_of(entry) is not None)
+    )
+
+
+def tensor_bytes(folder: Path) -> int:
+    """What the tensors in a folder and below take."""
+    files = (file for file in folder.rglob("*") if file.suffix in TENSOR_ENDINGS)
+    return sum(file.stat().st_size for file in files if file.is_file())

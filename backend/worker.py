@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -23,9 +23,13 @@ from backend.monitor import JobCancelled, Monitor
 from blender_addon import protocol
 from blender_addon.client import Client
 
+if TYPE_CHECKING:
+    from backend.samplers import Samplers
+
 log = logging.getLogger(__name__)
 
-Run: TypeAlias = Callable[[protocol.Reconstruct, Monitor], Iterable[protocol.Message]]
+Job: TypeAlias = protocol.Reconstruct | protocol.Imagine | protocol.CutOut
+Run: TypeAlias = Callable[[Job, Monitor], Iterable[protocol.Message]]
 
 PROGRESS_SECONDS = 0.05  # between two messages about the same stage
 PREVIEW_SECONDS = 0.5
@@ -49,6 +53,7 @@ FIT_SHARES = {"depth": 15.0, "shape": 20.0, "fit": 60.0}
 NETWORK_SHARES = {"load": 10.0, "network": 50.0}
 REFINE_SHARES = {"fit": 240.0}
 MESH_SHARES = {"Mesh": 10.0, "Texture": 15.0}
+IMAGINE_SHARES = {"picture": 5.0, "load": 20.0, "views": 75.0}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "out of memory")
 
@@ -127,13 +132,15 @@ class JobMonitor:
                     log.warning("ignored while a job runs: %s", type(message).__name__)
 
 
-def shares_of(request: protocol.Reconstruct) -> dict[str, float]:
+def shares_of(request: Job) -> dict[str, float]:
     """The stages that a job will have, with their shares."""
+    if not isinstance(request, protocol.Reconstruct):
+        return IMAGINE_SHARES
     shares = FIT_SHARES if request.model == "fit" else NETWORK_SHARES | (REFINE_SHARES if request.refine else {})
     return shares | MESH_SHARES if request.mesh else shares
 
 
-def run_job(client: Client, request: protocol.Reconstruct, run: Run) -> None:
+def run_job(client: Client, request: Job, run: Run) -> None:
     """Runs one job; whatever becomes of it, the client hears exactly one of Done, Failed and Cancelled."""
     try:
         for message in run(request, JobMonitor(client, request.job_id, shares_of(request))):
@@ -166,7 +173,7 @@ def work(run: Run, describe: Callable[[], protocol.Welcome]) -> None:
         match client.receive():  # one at a time: what comes behind a job is for the job's own monitor to hear
             case None:
                 continue
-            case protocol.Reconstruct() as request:
+            case protocol.Reconstruct() | protocol.Imagine() | protocol.CutOut() as request:
                 run_job(client, request, run)
             case protocol.Shutdown():
                 return
@@ -188,11 +195,13 @@ def describe_device() -> protocol.Welcome:
     import torch
 
     from backend.pipelines import MODELS
+    from backend.weights import front_ends_here
 
+    can = (MODELS, front_ends_here())
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return protocol.Welcome(protocol.VERSION, "cuda", properties.name, properties.total_memory, MODELS)
-    return protocol.Welcome(protocol.VERSION, "cpu", f"{os.cpu_count()} processor cores", memory_bytes(), MODELS)
+        return protocol.Welcome(protocol.VERSION, "cuda", properties.name, properties.total_memory, *can)
+    return protocol.Welcome(protocol.VERSION, "cpu", f"{os.cpu_count()} processor cores", memory_bytes(), *can)
 
 
 def memory_bytes() -> int:
@@ -201,6 +210,30 @@ def memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+class Desk:
+    """Answers the jobs, and holds between them the diffusion model that was used last."""
+
+    def __init__(self) -> None:
+        self._samplers: Samplers | None = None
+
+    def __call__(self, job: Job, monitor: Monitor) -> Iterable[protocol.Message]:
+        match job:
+            case protocol.Reconstruct():
+                if self._samplers is not None:
+                    self._samplers.make_room()
+                return reconstruct(job, monitor)
+            case protocol.Imagine():
+                return imagine(job, monitor, self._holder())
+            case protocol.CutOut():
+                return cut_out(job)
+
+    def _holder(self) -> Samplers:
+        from backend.samplers import Samplers
+
+        self._samplers = self._samplers or Samplers()
+        return self._samplers
 
 
 def reconstruct(request: protocol.Reconstruct, monitor: Monitor) -> Iterator[protocol.Message]:
@@ -215,3 +248,33 @@ def reconstruct(request: protocol.Reconstruct, monitor: Monitor) -> Iterator[pro
         mesh = result.mesh
         yield protocol.TexturedMesh(request.job_id, mesh.vertices, mesh.faces, mesh.uvs, mesh.texture)
     yield protocol.Done(request.job_id, result.report)
+
+
+def imagine(request: protocol.Imagine, monitor: Monitor, samplers: Samplers) -> Iterator[protocol.Message]:
+    """The messages that are the answer to an Imagine: each candidate as soon as it is there."""
+    from backend import imagine
+
+    reports = []
+    for candidate in imagine.imagine(imagine.read_request(request), monitor, samplers):
+        cameras = candidate.views.cameras
+        yield protocol.Imagined(
+            request.job_id,
+            images=(candidate.views.images * 255).round().byte().numpy(),
+            c2w=cameras.c2w.numpy(),
+            Ks=cameras.Ks.numpy(),
+            orthographic=cameras.orthographic.numpy(),
+            candidate=candidate.number,
+            seed=candidate.seed,
+        )
+        reports.append(candidate.report)
+    yield protocol.Done(request.job_id, imagine.summary(reports))
+
+
+def cut_out(request: protocol.CutOut) -> Iterator[protocol.Message]:
+    """The messages that are the answer to a CutOut."""
+    from backend import imagine
+
+    yield protocol.Preview(
+        request.job_id, imagine.cut_preview(request.picture.tobytes(), request.picture_name, request.cut)
+    )
+    yield protocol.Done(request.job_id, {})

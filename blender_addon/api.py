@@ -3,6 +3,8 @@
     from bl_ext.user_default.gaussmith.blender_addon import api
     made = api.generate(source="orbit", views=24, mesh=True)
     made.splats, made.mesh, made.report["psnr"]
+    made = api.generate(prompt="a red wooden chair", seed=3, size=0.9)
+    made = api.generate(image="chair.png", place="origin")
 
 In an open Blender prefer the operator `bpy.ops.gaussmith.generate()`, which keeps the window alive.
 """
@@ -14,64 +16,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 import bpy
 
-from . import backend_process, preferences, splat_object, studio
-from .capture import CapturedViews, CaptureError, CaptureSettings, capture
-from .families import DEFAULT_METHOD, METHODS, MethodName, Precision
+from . import backend_process, imagining, picture_files, preferences, splat_object, studio
+from .capture import CapturedViews, CaptureError, capture
 from .generation import Assembly, new_name, stage_label
-from .order import Order, Output, cameras_of
+from .imagining import Imagining
+from .order import Order, cameras_of
+from .placement import Spot, spot_for
 from .protocol import Welcome
-from .session import Failure, Job, Session, SessionState, new_job_id
+from .session import Failure, Job, Request, Session, SessionState, failure, new_job_id
+from .words import CaptureWords, Words, order_as_named, order_of
 
 OnProgress = Callable[[str, float], None]  # what is being done, and 0..1 of it
-
-
-class CaptureWords(TypedDict, total=False):
-    """What to capture. Left out: the default of CaptureSettings."""
-
-    source: Literal["orbit", "cameras", "animation", "viewport", "views"]  # views: the pictures of `transforms`
-    views: int
-    elevations: Sequence[float]
-    distance: float
-    lens: float
-    resolution: int
-    quality: Literal["preview", "standard", "final"]
-    depth: bool
-    cameras: Literal["all", "selected"]
-    selected_only: bool
-    others: Literal["holdout", "hidden"]
-    frames: tuple[int, int, int]
-    transforms: Path | str
-
-
-class Words(CaptureWords, total=False):
-    """What to make of it. Left out: the default of Order. `mesh=True` is short for output="both".
-
-    A method stands for a model, its default weights and a refinement. Without one of these four words it is "fast".
-    """
-
-    method: MethodName
-    model: str
-    weights: str
-    precision: Precision
-    steps: int
-    refine: int
-    max_splats: int
-    output: Output
-    mesh: bool
-    faces: int
-    texture_size: int
-    device: Literal["auto", "cpu", "cuda"]
-    seed: int
-    name: str
-
-
-RENAMED = {"views": "count"}  # CaptureSettings' name for the word
-OF_METHOD = frozenset({"model", "weights", "refine"})  # the words that a method stands for
-OF_CAPTURE = frozenset(CaptureSettings.__dataclass_fields__) | frozenset(RENAMED)
 
 
 class GenerateError(Exception):
@@ -92,33 +51,6 @@ class Generated:
     report: dict[str, Any]
 
 
-def order_of(words: Words) -> Order:
-    """The words as an Order. Raises CaptureError for values out of range or words that do not go together."""
-    given: dict[str, Any] = dict(words)
-    method = given.get("method", "" if OF_METHOD & given.keys() else DEFAULT_METHOD)
-    meant = METHODS.get(method or DEFAULT_METHOD)
-    return _order({**(meant.settings if meant is not None else {}), "method": method, **given})
-
-
-def _order(given: dict[str, Any]) -> Order:
-    """The words as they are, without a method that nobody has named."""
-    transforms = given.pop("transforms", None)
-    if given.get("source") == "views":
-        del given["source"]
-        if transforms is None:
-            raise CaptureError("The source 'views' needs a transforms.json: name it with transforms.")
-    elif transforms is not None and "source" in given:
-        raise CaptureError(f"A transforms.json brings its own views: leave out the source, found {given['source']!r}.")
-    if given.pop("mesh", False):
-        given.setdefault("output", "both")
-    if "elevations" in given:
-        given["elevations"] = tuple(given["elevations"])
-    taken = {RENAMED.get(name, name): given.pop(name) for name in list(given) if name in OF_CAPTURE}
-    return Order(
-        capture=CaptureSettings(**taken), transforms=Path(transforms) if transforms is not None else None, **given
-    )
-
-
 def capture_views(
     context: bpy.types.Context | None = None,
     *,
@@ -132,7 +64,7 @@ def capture_views(
 
     Raises CaptureError, with a sentence, when there is nothing to capture or a word makes no sense.
     """
-    return _views(context or bpy.context, _order(dict(words)), objects, on_progress)
+    return _views(context or bpy.context, order_as_named(dict(words)), objects, on_progress)
 
 
 def generate(
@@ -146,38 +78,82 @@ def generate(
 ) -> Generated:
     """Captures, reconstructs and puts the result into the context's scene.
 
-    objects         what to capture instead of the selection
+    objects         what to capture, or to stand the result on, instead of the selection
     backend_python  the Python of the backend's environment, instead of the one in the preferences
     timeout         seconds for the reconstruction; None: as long as it takes
 
-    Raises CaptureError (nothing to capture, a word that makes no sense), GenerateError (the backend failed) and
-    TimeoutError.
+    Raises CaptureError (nothing to capture or to stand on, a picture that cannot be read, a word that makes no sense),
+    GenerateError (the backend failed) and TimeoutError.
     """
     context = context or bpy.context
+    candidate = words.get("candidate", 1)
     order = order_of(words)
     began = time.monotonic()
-    name = new_name(context, order) if not objects or order.name else f"{objects[0].name} Gaussmith"
+    captures = order.imagining is None
+    name = f"{objects[0].name} Gaussmith" if objects and captures and not order.name else new_name(context, order)
+    spot = None if captures else _spot(context, order, objects)
     with session_for(backend_python) as session:
         session.start()
-        views = _views(context, order, objects, _while_starting(session, on_progress))
-        captured = time.monotonic()
-        job = session.submit(replace(order.request(views), job_id=new_job_id()), name)
-        job = session.wait(job.id, timeout, _job_progress(on_progress))
+        if order.imagining is not None:
+            views, seed = _imagined(session, order, order.imagining, candidate, on_progress, timeout)
+            order = replace(order, seed=seed)
+        else:
+            views = _views(context, order, objects, _while_starting(session, on_progress))
+        there = time.monotonic()
+        job = _done(session, order.request(views, size=spot.size if spot else 0.0), name, on_progress, timeout)
+    before = "capture_seconds" if captures else "imagine_seconds"
+    times = {before: there - began, "reconstruct_seconds": time.monotonic() - there}
+    return _insert(context, order, job, Scene(name, cameras_of(views), spot), times)
+
+
+def _done(session: Session, request: Request, name: str, on_progress: OnProgress | None, timeout: float | None) -> Job:
+    """The finished job of a request. Raises GenerateError."""
+    job = session.submit(replace(request, job_id=new_job_id()), name)
+    job = session.wait(job.id, timeout, _job_progress(on_progress))
     if job.state != "done":
         raise GenerateError(job.failure or Failure("internal", "The job was cancelled."))
-    times = {"capture_seconds": captured - began, "reconstruct_seconds": time.monotonic() - captured}
-    return _insert(context, order, name, job, cameras_of(views), times)
+    return job
 
 
-def _insert(
-    context: bpy.types.Context, order: Order, name: str, job: Job, cameras: dict[str, Any], times: dict[str, float]
-) -> Generated:
+def _imagined(
+    session: Session,
+    order: Order,
+    wanted: Imagining,
+    candidate: int,
+    on_progress: OnProgress | None,
+    timeout: float | None,
+) -> tuple[CapturedViews, int]:
+    """The views of the candidate that is to be used, and its seed."""
+    files = picture_files.read_all(wanted.pictures)
+    asked = imagining.request(wanted, files, device=order.device, seed=order.seed)
+    made = _done(session, asked, wanted.title, on_progress, timeout).imagined
+    if len(made) < candidate:
+        raise GenerateError(failure("internal", f"expected {wanted.candidates} candidates, found {len(made)}"))
+    return imagining.views_of(made[candidate - 1]), made[candidate - 1].seed
+
+
+def _spot(context: bpy.types.Context, order: Order, objects: Sequence[bpy.types.Object]) -> Spot:
+    with selection(context, objects):
+        return spot_for(context, order.placing)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What of the scene a result needs: its name, the cameras as JSON values, and where it stands, if not in place."""
+
+    name: str
+    cameras: dict[str, Any]
+    spot: Spot | None
+
+
+def _insert(context: bpy.types.Context, order: Order, job: Job, scene: Scene, times: dict[str, float]) -> Generated:
     began = time.monotonic()
+    name, cameras = scene.name, scene.cameras
     assembly = Assembly(order, name, job.splats, job.mesh)
     while not assembly.step():
         pass
     report = job.report or {}
-    made = assembly.insert(context, order.recipe(cameras, report, times))
+    made = assembly.insert(context, order.recipe(cameras, report, times), scene.spot)
     context.view_layer.update()
     times["insert_seconds"] = time.monotonic() - began
     empty, splats, mesh = (bpy.data.objects.get(part) for part in (made.empty, made.splats, made.mesh))
@@ -186,6 +162,9 @@ def _insert(
     views = len(cameras["names"])
     summary = {"result": empty.name, "objects": objects, "psnr": report.get("psnr"), "views": views}
     way = {"method": order.method, "made_by": order.made_by(views, report), "model": order.model}
+    if order.imagining is not None:
+        way |= {"imagined_by": order.imagining.made_by(order.seed), "front_end": order.imagining.maker.name}
+        way |= {"seed": order.seed}
     return Generated(empty, splats, mesh, {**summary, **way, "times": times, "backend": report})
 
 

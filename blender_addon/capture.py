@@ -182,7 +182,7 @@ class _Film:
         except (OSError, ValueError) as error:
             raise CaptureError(f"A rendered picture could not be read: {error}") from error
         self._file.unlink()
-        image = pictures.encode(channels, working_space=_working_space())
+        image = pictures.encode(channels, working_space=working_space())
         self._depths.append(pictures.depth(channels) if self._settings.depth else None)
         self._images.append(image)
 
@@ -208,7 +208,7 @@ class _Film:
         self._stage.close()
 
 
-def _working_space() -> str:
+def working_space() -> str:
     colorspace = getattr(bpy.data, "colorspace", None)  # Blender 5.0 and later
     return colorspace.working_space if colorspace is not None else "Linear Rec.709"
 

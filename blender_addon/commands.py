@@ -19,6 +19,8 @@ import bpy
 from . import api, preferences
 from .atomic_file import replacing
 from .families import DEFAULT_METHOD, FAMILIES, METHODS, PRECISIONS
+from .front_ends import DEFAULT_FRONT_END, FRONT_ENDS
+from .imagining import CUTS, MOST_CANDIDATES, PLACES
 from .order import TEXTURE_SIZES
 from .session import SessionState
 from .views import CaptureError
@@ -27,7 +29,7 @@ NAME = "gaussmith"
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 BAD_INPUT_KINDS = ("bad_request", "nothing_seen", "missing_weights")
 SHOWN_STEP = 0.05  # progress lines come when so much more is done
-OWN_WORDS = ("command", "object", "save", "json", "backend_python", "prompt", "image", "out")
+OWN_WORDS = ("command", "object", "save", "json", "backend_python", "out")
 START_SECONDS = 200.0
 
 
@@ -84,8 +86,6 @@ def first_window() -> Iterator[None]:
 
 
 def generate(options: argparse.Namespace) -> int:
-    if options.prompt or options.image:
-        raise BadInput("--prompt and --image are not available in this version: give --source or --transforms.")
     made = api.generate(
         objects=chosen_objects(options), backend_python=options.backend_python, on_progress=ProgressLines(),
         **words(options),
@@ -118,6 +118,7 @@ def status(options: argparse.Namespace) -> int:
         found = {"backend": session.state.value, "python": str(python), "named_by": origin, "log": _log()}
         if answer is not None:
             found |= {"device": answer.device, "device_name": answer.device_name, "models": list(answer.models)}
+            found |= {"front_ends": list(answer.front_ends)}
         ready = session.state is not SessionState.FAILED and answer is not None
         sentence = session.failure.sentence if session.failure is not None else "The backend did not answer."
     write_report(options.json, found)
@@ -128,13 +129,16 @@ COMMANDS = {"generate": generate, "capture": capture, "status": status}
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog=f"blender -b FILE.blend -c {NAME}", description="Blender cameras to splats and meshes, in place.")
+    top = Parser(
+        prog=f"blender -b FILE.blend -c {NAME}", description="Cameras, a prompt or a picture to splats and meshes."
+    )
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     makes = commands.add_parser("generate", help="capture, reconstruct and put the result into the scene")
     takes = commands.add_parser("capture", help="write the views as pictures and transforms.json")
     asks = commands.add_parser("status", help="start the backend and say what it is")
     for command in (makes, takes):
         add_capture_words(command)
+    add_imagining_words(makes)
     add_result_words(makes)
     takes.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     for command in (makes, asks):
@@ -167,10 +171,26 @@ def add_capture_words(command: argparse.ArgumentParser) -> None:
     add("--others", choices=("hidden", "holdout"), help="what the rest of the scene becomes")
 
 
+def add_imagining_words(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--prompt", metavar="TEXT", help="what to make, instead of capturing the scene")
+    add("--image", metavar="FILE", help="a picture of what to make, from the front")
+    for side in ("right", "back", "left"):
+        add(f"--image-{side}", metavar="FILE", help=f"the same object from another side: its {side}")
+    add("--front-end", choices=tuple(FRONT_ENDS), help=f"what makes the views; default: {DEFAULT_FRONT_END}")
+    add("--negative", metavar="TEXT", help="what the views shall not show")
+    add("--candidates", type=int, metavar="N", help=f"sets of views to make, 1 to {MOST_CANDIDATES}; default: 1")
+    add("--candidate", type=int, metavar="K", help="the one of them that becomes the result, from 1; default: 1")
+    add("--guidance", type=float, metavar="G", help="how closely to keep to the prompt or picture")
+    add("--sampling-steps", type=int, metavar="N", help="of the front end")
+    add("--cut", choices=CUTS, help="how the object is told from the picture's background")
+    add("--size", type=float, metavar="METRES", help="longest side of the result; default: 1")
+    add("--facing", type=float, metavar="DEGREES", help="turn about Z; at 0 the front looks towards -Y")
+    add("--place", choices=PLACES, help="what the result stands on; default: cursor")
+
+
 def add_result_words(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--prompt", metavar="TEXT", help="not available in this version")
-    add("--image", metavar="FILE", help="not available in this version")
     methods = ", ".join(f"{method.name}: {method.tip[0].lower()}{method.tip[1:]}" for method in METHODS.values())
     add("--method", choices=tuple(METHODS), help=f"{methods}; default: {DEFAULT_METHOD}")
     add("--model", choices=tuple(FAMILIES), help="instead of a method")

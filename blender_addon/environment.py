@@ -45,11 +45,11 @@ GIB = 2**30
 
 # Requirements file by system and accelerator, with what it takes: GiB to download, GiB on the disk.
 KITS: dict[tuple[str, str], tuple[str, float, float]] = {
-    ("linux", "cpu"): ("linux-cpu.txt", 3.0, 8.0),  # as from the default index; with torch's CPU index 0.4 and 1.6
-    ("linux", "cuda"): ("linux-cuda.txt", 3.0, 8.0),
-    ("windows", "cpu"): ("windows-cpu.txt", 0.4, 2.0),
-    ("windows", "cuda"): ("windows-cuda.txt", 2.8, 7.0),
-    ("darwin", "apple"): ("macos.txt", 0.3, 1.6),
+    ("linux", "cpu"): ("linux-cpu.txt", 3.2, 8.4),  # as from the default index; with torch's CPU index 0.6 and 2.0
+    ("linux", "cuda"): ("linux-cuda.txt", 3.2, 8.4),
+    ("windows", "cpu"): ("windows-cpu.txt", 0.6, 2.4),
+    ("windows", "cuda"): ("windows-cuda.txt", 3.0, 7.4),
+    ("darwin", "apple"): ("macos.txt", 0.5, 2.0),
 }
 
 # Told to the environment's Python; it prints one line of JSON. Run where both packages lie, as the backend will be.

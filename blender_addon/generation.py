@@ -1,6 +1,8 @@
 """One press of Generate, advanced by short ticks: pictures, reconstruction, building the objects, inserting them.
 
     CAPTURING -> RECONSTRUCTING -> BUILDING -> INSERTING -> DONE          FAILED and CANCELLED end it from any of them
+    IMAGINING ----^
+            +--> CHOOSING       the end of a run that makes views to choose from; a run with the chosen ones follows
 
 Only names and plain arrays live from one tick to the next. What must be held longer (a half-built object, a half-made
 capture) is let go by `suspend` before Blender undoes or loads, and started again.
@@ -8,6 +10,7 @@ capture) is let go by `suspend` before Blender undoes or loads, and started agai
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,21 +18,29 @@ from typing import Any, Literal
 import bpy
 import numpy as np
 
-from . import result, splat_nodes
+from . import imagining, picture_files, result, splat_nodes
 from .capture import CapturedViews, CaptureRun
+from .imagining import Again
 from .mesh_object import MeshBuilder
 from .order import Order, cameras_of
-from .protocol import Splats, TexturedMesh
+from .placement import Spot, spot_for
+from .protocol import Imagined, Splats, TexturedMesh
 from .session import Job, Session, new_job_id
 from .splat_object import SplatBuilder
 
-Phase = Literal["CAPTURING", "RECONSTRUCTING", "BUILDING", "INSERTING", "DONE", "FAILED", "CANCELLED"]
+Phase = Literal[
+    "CAPTURING", "IMAGINING", "RECONSTRUCTING", "BUILDING", "INSERTING", "CHOOSING", "DONE", "FAILED", "CANCELLED"
+]
+ACTIVE: tuple[Phase, ...] = ("CAPTURING", "IMAGINING", "RECONSTRUCTING", "BUILDING", "INSERTING")
+NAME_LENGTH = 40  # characters of a result that is named after its prompt
 
 # A job's states and the backend's stages, as a person reads them (and the translations know them).
 STAGES = {
     "starting": "Starting the backend",
     "queued": "Waiting for another job",
     "preparing": "Reading the views",
+    "picture": "Cutting the object out",
+    "views": "Making the views",
     "load": "Loading the weights",
     "network": "Running the network",
     "depth": "Finding depth",
@@ -67,6 +78,9 @@ def new_name(context: bpy.types.Context, order: Order) -> str:
     """The result's name: the order's own, or after what is captured."""
     if order.name:
         return order.name
+    if order.imagining is not None:
+        title = order.imagining.title
+        return textwrap.shorten(title, NAME_LENGTH, placeholder="") or title[:NAME_LENGTH]
     if order.transforms is not None:
         return order.transforms.resolve().parent.name or "Gaussmith"
     active = context.view_layer.objects.active
@@ -93,12 +107,12 @@ class Assembly:
         """Builds one slice; True when all objects are whole."""
         return all(builder.step() for builder in (self._splats, self._mesh) if builder is not None)
 
-    def insert(self, context: bpy.types.Context, recipe: dict[str, Any]) -> Made:
-        """Links the objects under one empty in one collection of the context's scene."""
+    def insert(self, context: bpy.types.Context, recipe: dict[str, Any], spot: Spot | None) -> Made:
+        """Links the objects under one empty in one collection of the context's scene, and stands them on the spot."""
         splats = self._splats.object if self._splats else None
         mesh = self._mesh.object if self._mesh else None
         self.shown = shown_share(splats) if splats is not None else 1.0
-        empty = result.assemble(context, self._name, splats, mesh, recipe)
+        empty = result.assemble(context, self._name, splats, mesh, recipe, spot=spot)
         context.scene.gaussmith.last_result = empty.name
         return Made(empty.name, splats.name if splats else "", mesh.name if mesh else "")
 
@@ -106,14 +120,21 @@ class Assembly:
 class Generation:
     """See the head of this file. `phase`, `label`, `fraction` and `seconds_left` are what a panel shows."""
 
-    def __init__(self, order: Order, session: Session) -> None:
+    def __init__(
+        self, order: Order, session: Session, *, views: CapturedViews | None = None, again: Again | None = None
+    ) -> None:
+        """`views` have been chosen already; with `again` the run ends with views to choose from."""
         self.order = order
+        self.again = again
         self.phase: Phase = "CAPTURING"
         self.job: Job | None = None
         self.problem: Problem | None = None
         self.made: Made | None = None
         self.shown = 1.0  # the share of the splats that the viewport shows
         self.name = ""
+        self.imagined: list[Imagined] = []  # to choose from, once the phase is CHOOSING
+        self._views = views
+        self._spot: Spot | None = None
         self._session = session
         self._scene = ""
         self._capture: CaptureRun | None = None
@@ -126,13 +147,13 @@ class Generation:
 
     @property
     def active(self) -> bool:
-        return self.phase in ("CAPTURING", "RECONSTRUCTING", "BUILDING", "INSERTING")
+        return self.phase in ACTIVE
 
     @property
     def label(self) -> str:
         if self.phase == "CAPTURING" and self._capture is not None:
             return "Taking pictures"
-        if self.phase == "RECONSTRUCTING" and self.job is not None:
+        if self.phase in ("IMAGINING", "RECONSTRUCTING") and self.job is not None:
             return stage_label(self.job)
         return "Building the objects" if self.phase in ("BUILDING", "INSERTING") else ""
 
@@ -158,8 +179,9 @@ class Generation:
 
     @property
     def preview(self) -> np.ndarray | None:
-        """[H,W,4] uint8, the backend's newest picture of the result."""
-        return self.job.preview if self.phase == "RECONSTRUCTING" and self.job is not None else None
+        """[H,W,4] uint8, the backend's newest picture of the views or of the result."""
+        works = self.phase in ("IMAGINING", "RECONSTRUCTING")
+        return self.job.preview if works and self.job is not None else None
 
     # ---- what moves it
 
@@ -167,6 +189,10 @@ class Generation:
         """Begins the capture, or reads the files. Raises CaptureError when that cannot be done."""
         self._scene = context.scene.name
         self.name = self.name or new_name(context, self.order)
+        if self.order.imagining is not None:
+            self._spot = spot_for(context, self.order.placing)
+            self._begin_imagining(self.order.imagining)
+            return
         if self.order.transforms is not None:
             self._submit(CapturedViews.load(self.order.transforms))
             return
@@ -177,7 +203,7 @@ class Generation:
         """Goes on until `deadline` (of time.perf_counter) or until there is something to wait for."""
         if self.phase == "CAPTURING":
             self._take_pictures(context)
-        elif self.phase == "RECONSTRUCTING":
+        elif self.phase in ("IMAGINING", "RECONSTRUCTING"):
             self._follow_job()
         elif self.phase == "BUILDING":
             self._build(deadline)
@@ -211,9 +237,8 @@ class Generation:
         if self._assembly is None or self.job is None:
             raise RuntimeError("nothing is built yet")
         self._times["total_seconds"] = time.monotonic() - self._started
-        self.made = self._assembly.insert(
-            context, self.order.recipe(self._cameras, self.job.report or {}, dict(self._times))
-        )
+        recipe = self.order.recipe(self._cameras, self.job.report or {}, dict(self._times))
+        self.made = self._assembly.insert(context, recipe, self._spot)
         self.shown = self._assembly.shown
         self._assembly, self.job.splats, self.job.mesh = None, None, None
         self.phase = "DONE"
@@ -244,8 +269,19 @@ class Generation:
         else:
             self._submit(run.result)
 
+    def _begin_imagining(self, wanted: imagining.Imagining) -> None:
+        """Asks for views of a prompt or pictures, unless some have been chosen already."""
+        if self._views is not None:
+            self._submit(self._views)
+            return
+        files, order = picture_files.read_all(wanted.pictures), self.order
+        asked = imagining.request(wanted, files, device=order.device, seed=order.seed, again=self.again)
+        self.job = self._session.submit(replace(asked, job_id=new_job_id()), self.name)
+        self.phase = "IMAGINING"
+
     def _submit(self, views: CapturedViews) -> None:
-        request = replace(self.order.request(views), job_id=new_job_id())
+        size = self._spot.size if self._spot is not None else 0.0
+        request = replace(self.order.request(views, size=size), job_id=new_job_id())
         self.job = self._session.submit(request, self.name)
         self._cameras = cameras_of(views)
         self.phase = "RECONSTRUCTING"
@@ -257,11 +293,25 @@ class Generation:
             self.fail(job.failure.sentence, job.failure.detail)
         elif job.state == "cancelled":
             self.phase = "CANCELLED"
+        elif job.state == "done" and self.phase == "IMAGINING":
+            self._take_views(job)
         elif job.state == "done" and job.splats is None and job.mesh is None:
             self.fail("The backend finished without a result. Copy the details and report them.", str(job.report))
         elif job.state == "done":
             self._times["reconstruct_seconds"] = time.monotonic() - job.running_since
             self.phase = "BUILDING"
+
+    def _take_views(self, job: Job) -> None:
+        """Goes on with the only candidate, or ends with all of them."""
+        wanted = self.order.imagining
+        assert wanted is not None
+        self._times["imagine_seconds"] = time.monotonic() - self._started
+        if not job.imagined:
+            self.fail("The backend finished without any views. Copy the details and report them.", str(job.report))
+        elif wanted.candidates > 1 or self.again is not None:
+            self.imagined, self.phase = job.imagined, "CHOOSING"
+        else:
+            self._submit(imagining.views_of(job.imagined[0]))
 
     def _build(self, deadline: float) -> None:
         job = self.job

@@ -139,7 +139,7 @@ class Installer:
 
     def _install_packages(self) -> None:
         command = [str(self._python), "-I", "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-        command += ["--disable-pip-version-check", "--only-binary", ":all:", "-r", str(self._requirements)]
+        command += ["--disable-pip-version-check", "--only-binary", ":all:", "--no-deps", "-r", str(self._requirements)]
         if self._extra_index:
             command += ["--extra-index-url", self._extra_index]
         self._run(command, PipReader(sum("==" in line for line in _lines(self._requirements))).read)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import bpy
 from bpy.props import EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
 
-from . import environment, ply, preferences, properties, result, scene_advice, splat_object, studio
+from . import (
+    environment,
+    imagining_properties,
+    placement,
+    ply,
+    preferences,
+    properties,
+    result,
+    scene_advice,
+    splat_object,
+    studio,
+)
 from .views import CaptureError
 
 Result = set[str]
@@ -40,13 +52,26 @@ def nothing_to_capture(context: bpy.types.Context) -> str:
         return "The scene has no active camera"
     if chosen.source == "FILES" and not Path(bpy.path.abspath(chosen.transforms)).is_file():
         return "Choose a transforms.json"
+    if chosen.source in imagining_properties.SOURCES:
+        return nothing_to_imagine(context)
     return ""
+
+
+def nothing_to_imagine(context: bpy.types.Context) -> str:
+    """Why the panel's prompt or picture is not enough, or has no place to stand; or nothing."""
+    chosen = context.scene.gaussmith
+    reason = imagining_properties.missing(chosen.imagining, chosen.source).rstrip(".")
+    if not reason and chosen.imagining.place == "SELECTION":
+        return placement.nothing_to_stand_on(context)
+    return reason
 
 
 class GAUSSMITH_OT_generate(bpy.types.Operator):
     bl_idname = "gaussmith.generate"
     bl_label = "Generate"
-    bl_description = "Capture the views and turn them into splats or a mesh that stand where the object stands"
+    bl_description = (
+        "Capture the views, or make them of a prompt or a picture, and turn them into splats or a mesh in their place"
+    )
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
@@ -60,6 +85,8 @@ class GAUSSMITH_OT_generate(bpy.types.Operator):
         try:
             order = properties.order(context.scene.gaussmith, preferences.device())
             studio.current().generate(context, order)
+            if order.imagining is not None:
+                studio.current().history.add(order.imagining.prompt)
         except CaptureError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
@@ -170,6 +197,12 @@ class GAUSSMITH_OT_fix_scene(bpy.types.Operator):
 def last_result(context: bpy.types.Context) -> bpy.types.Object | None:
     """The active object's result, else the scene's newest one."""
     return result.owner(context.object) or bpy.data.objects.get(context.scene.gaussmith.last_result)
+
+
+def last_recipe(context: bpy.types.Context) -> dict[str, Any]:
+    """How that result was made; empty where there is none."""
+    empty = last_result(context)
+    return result.recipe_of(empty) if empty is not None else {}
 
 
 # ---- files

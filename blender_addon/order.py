@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from . import protocol
 from .families import FAMILIES, METHODS, Family, MethodName, Precision
+from .imagining import Imagining, Placing
 from .views import CapturedViews, CaptureError, CaptureSettings
 
 Output = Literal["splats", "mesh", "both"]
@@ -20,8 +21,10 @@ TEXTURE_SIZES = (256, 512, 1024, 2048, 4096)
 class Order:
     """Views in, results out.
 
-    capture       what to render; of no use when `transforms` is given
+    capture       what to render; of no use when `transforms` or `imagining` is given
     transforms    a transforms.json with pictures, instead of rendering
+    imagining     a prompt or pictures of which views are made, instead of rendering
+    placing       where the result of such views stands; others stand where the cameras saw them
     method        the one of METHODS that was asked for; empty: model, weights and refine were chosen one by one
     model         a family the backend offers; `fit` optimises for this scene
     weights       a checkpoint's name or path; empty: the model's default
@@ -32,11 +35,14 @@ class Order:
     output        what joins the scene. A mesh is made from splats, so both cost the same
     faces         target face count of the mesh
     texture_size  pixels of the texture's side
+    seed          of all chance; of several candidates the first one's
     name          of the result; empty: after the captured object
     """
 
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     transforms: Path | None = None
+    imagining: Imagining | None = None
+    placing: Placing = field(default_factory=Placing)
     method: MethodName | Literal[""] = ""
     model: str = "fit"
     weights: str = ""
@@ -68,8 +74,10 @@ class Order:
             self._check_method()
         if self.steps and self.model != "fit":
             raise CaptureError(f"Steps are for the fit, found {self.steps} for {self._family.title}: leave them out.")
-        if self.transforms is None and self.capture.source == "viewport" and self.capture.count < self._family.least:
+        if self.source == "viewport" and self.capture.count < self._family.least:
             raise CaptureError(f"{self._family.title} needs at least {self._family.least} views.")
+        if self.imagining is not None:
+            self.imagining.check_model(self.model)
 
     def _check_method(self) -> None:
         if self.method not in METHODS:
@@ -83,6 +91,8 @@ class Order:
 
     @property
     def source(self) -> str:
+        if self.imagining is not None:
+            return self.imagining.source
         return "files" if self.transforms is not None else self.capture.source
 
     @property
@@ -104,8 +114,11 @@ class Order:
     def wants_mesh(self) -> bool:
         return self.output != "splats"
 
-    def request(self, views: CapturedViews) -> protocol.Reconstruct:
-        """The message for the backend; the session gives it its job id."""
+    def request(self, views: CapturedViews, *, size: float = 0.0) -> protocol.Reconstruct:
+        """The message for the backend; the session gives it its job id.
+
+        size  longest side of the result, scene units; 0: as the views have it
+        """
         return protocol.Reconstruct(
             job_id="",
             images=views.images,
@@ -114,6 +127,7 @@ class Order:
             orthographic=views.orthographic,
             depth=views.depth,
             mesh=self.wants_mesh,
+            size=size,
             **{name: getattr(self, name) for name in SENT},
         )
 
@@ -125,11 +139,19 @@ class Order:
         parts += [f"{steps} steps of fit"] if steps else []
         return f"{head}: {', '.join([*parts, '1 view' if views == 1 else f'{views} views'])}"
 
+    def _imagined(self) -> dict[str, Any]:
+        """What a recipe says of views that were made of a prompt or pictures."""
+        if self.imagining is None:
+            return {}
+        told = {"imagining": self.imagining.recipe(), "placing": asdict(self.placing)}
+        return told | {"imagined_by": self.imagining.made_by(self.seed)}
+
     def recipe(self, cameras: dict[str, Any], report: dict[str, Any], times: dict[str, float]) -> dict[str, Any]:
         """What the result remembers: enough to make it again and to say how good it is. JSON values only."""
         settings = {name: getattr(self, name) for name in SETTINGS} | {"capture": asdict(self.capture)}
         return {
             "source": self.source if self.transforms is None else str(self.transforms),
+            **self._imagined(),
             "cameras": cameras,
             "method": self.method,
             "made_by": self.made_by(len(cameras["names"]), report),

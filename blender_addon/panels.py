@@ -6,9 +6,19 @@ from typing import Any
 
 import bpy
 from bpy.app.translations import pgettext_iface as iface
-from bpy.app.translations import pgettext_rpt as rpt
 
-from . import environment, operators, preferences, properties, result, scene_advice, studio, weights_panel
+from . import (
+    environment,
+    imagining_panels,
+    imagining_properties,
+    operators,
+    preferences,
+    properties,
+    result,
+    scene_advice,
+    studio,
+    weights_panel,
+)
 from .families import FAMILIES
 from .sentence import WINDOW, draw_sentence
 from .session import SessionState
@@ -32,7 +42,7 @@ class GAUSSMITH_PT_main(_Sidebar, bpy.types.Panel):
         missing = operators.backend_missing()
         if missing:
             draw_missing(layout, missing)
-        draw_choices(layout, context.scene.gaussmith)
+        draw_choices(layout, context)
         if running.busy and running.generation is not None:
             draw_progress(layout, running.generation)
         else:
@@ -40,6 +50,8 @@ class GAUSSMITH_PT_main(_Sidebar, bpy.types.Panel):
             row.scale_y = 1.8
             row.operator("gaussmith.generate", icon="OUTLINER_OB_POINTCLOUD")
             draw_reason(layout, missing or operators.nothing_to_capture(context))
+            if context.scene.gaussmith.source in imagining_properties.SOURCES:
+                imagining_panels.draw_candidates(layout)
         draw_problem(layout, running)
 
 
@@ -49,27 +61,31 @@ def draw_missing(layout: bpy.types.UILayout, reason: str) -> None:
     box.operator("gaussmith.open_preferences", icon="PREFERENCES")
 
 
-def draw_choices(layout: bpy.types.UILayout, chosen: Any) -> None:
+def draw_choices(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    chosen = context.scene.gaussmith
+    imagines = chosen.source in imagining_properties.SOURCES
     column = layout.column()
     column.use_property_split = True
     column.use_property_decorate = False
     column.prop(chosen, "source")
     if chosen.source == "FILES":
         column.prop(chosen, "transforms")
+    if imagines:
+        imagining_panels.draw_source(column, context)
     column.prop(chosen, "method")
     if chosen.method == properties.OWN_CHOICE[0]:
         column.prop(chosen, "model")
-    column.prop(chosen, "quality")
+    if not imagines:
+        column.prop(chosen, "quality")
     column.row().prop(chosen, "output", expand=True)
 
 
 def draw_reason(layout: bpy.types.UILayout, reason: str) -> None:
     """Why the button is grey, without having to hover over it."""
     if reason:
-        row = layout.row()
-        row.active = False
-        row.alignment = "CENTER"
-        row.label(text=rpt(reason))
+        column = layout.column(align=True)
+        column.active = False
+        draw_sentence(column, reason)
 
 
 def draw_progress(layout: bpy.types.UILayout, generation: Any) -> None:
@@ -118,7 +134,7 @@ class GAUSSMITH_PT_capture(_Sidebar, bpy.types.Panel):
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
-        return context.scene.gaussmith.source != "FILES"
+        return context.scene.gaussmith.source in properties.RENDERED
 
     def draw(self, context: bpy.types.Context) -> None:
         chosen = context.scene.gaussmith
@@ -179,7 +195,8 @@ class GAUSSMITH_PT_reconstruction(_Sidebar, bpy.types.Panel):
         if chosen.output != "SPLATS":
             column.prop(chosen, "faces")
             column.prop(chosen, "texture_size")
-        column.prop(chosen, "seed")
+        if chosen.source not in imagining_properties.SOURCES:
+            column.prop(chosen, "seed")
 
 
 class GAUSSMITH_PT_result(_Sidebar, bpy.types.Panel):
@@ -208,6 +225,9 @@ def draw_result(layout: bpy.types.UILayout, empty: Any) -> None:
     if result.part(empty, "SPLATS") is not None and result.part(empty, "MESH") is not None:
         layout.row().prop(empty.gaussmith, "display", expand=True)
     figures = result.recipe_of(empty)
+    if figures.get("imagined_by"):
+        draw_sentence(layout.column(align=True), figures["imagined_by"], icon="SHADERFX")
+        layout.operator("gaussmith.generate_again", icon="FILE_REFRESH")
     if figures.get("made_by"):
         draw_sentence(layout.column(align=True), figures["made_by"], icon="INFO")
     if figures.get("psnr") is not None:

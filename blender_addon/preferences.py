@@ -132,6 +132,11 @@ def log_path() -> Path:
     return backend_process.log_file(user_folder("logs"))
 
 
+def history_path() -> Path:
+    """The prompts of before. Raises OSError when there is no place for them."""
+    return user_folder("prompts") / "prompts.json"
+
+
 def launch() -> backend_process.BackendProcess:
     """Starts the backend. Raises OSError with a sentence when it is not set up."""
     return backend_process.start_backend(

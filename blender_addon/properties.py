@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from bpy.props import (
     EnumProperty,
     FloatProperty,
     IntProperty,
+    PointerProperty,
     StringProperty,
 )
 
+from . import imagining_properties
 from .families import DEFAULT_METHOD, FAMILIES, METHODS
+from .front_ends import FRONT_ENDS
+from .imagining import Imagining
+from .imagining_properties import GaussmithImagining
 from .order import LARGEST_FACES, SMALLEST_FACES, TEXTURE_SIZES, Order
 from .views import CaptureSettings
 
@@ -25,7 +31,16 @@ SOURCES = (
     ("ANIMATION", "Animated Camera", "The active camera over a range of frames", "CAMERA_DATA", 2),
     ("VIEWPORT", "Viewport", "What this 3D viewport shows, and an orbit that starts there", "VIEW3D", 3),
     ("FILES", "Image Files", "Pictures and cameras named by a transforms.json", "FILE_IMAGE", 4),
+    ("PROMPT", "Prompt", "Views that a front end makes of a few words", "SYNTAX_OFF", 5),
+    (
+        "PICTURE",
+        "Picture",
+        "Views that a front end makes of a picture, or pictures of its sides",
+        "IMAGE_DATA",
+        6,
+    ),
 )
+RENDERED = ("ORBIT", "CAMERAS", "ANIMATION", "VIEWPORT")  # the sources whose pictures Blender renders
 OWN_CHOICE = ("MODEL", "Choose Model", "A model with settings of your own", 9)  # beside the methods
 METHOD_ITEMS = (*((item.name.upper(), item.title, item.tip, item.number) for item in METHODS.values()), OWN_CHOICE)
 QUALITIES = (
@@ -49,17 +64,24 @@ FIT_STEPS = {"PREVIEW": 120, "STANDARD": 0, "FINAL": 2000}
 RESOLUTIONS = {"PREVIEW": 256, "STANDARD": 512, "FINAL": 768}
 
 
-def model_items(_self: Any, _context: bpy.types.Context | None) -> list[tuple[str, str, str, int]]:
-    """The families this backend offers; `fit` before any backend has answered."""
+def model_items(chosen: Any, _context: bpy.types.Context | None) -> list[tuple[str, str, str, int]]:
+    """The families this backend offers, `fit` before any has answered; of these, the ones that the views suit."""
     from .studio import offered_models
 
-    offered = (FAMILIES[name] for name in offered_models() if name in FAMILIES)
+    fitting = tuple(FAMILIES)
+    if chosen.source in imagining_properties.SOURCES:
+        field = imagining_properties.FRONT_END_FIELDS[chosen.source]
+        fitting = FRONT_ENDS[getattr(chosen.imagining, field)].models
+    offered = (FAMILIES[name] for name in offered_models() if name in fitting)
     return [(family.name, family.title, family.tip, family.number) for family in offered]
 
 
 class GaussmithSettings(bpy.types.PropertyGroup):
     """Hung on Scene as `gaussmith`."""
 
+    imagining: PointerProperty(  # type: ignore[valid-type]
+        name="Views", description="How views are made of a prompt or a picture", type=GaussmithImagining
+    )
     source: EnumProperty(name="Source", description="Where the views come from", items=SOURCES)  # type: ignore[valid-type]
     transforms: StringProperty(  # type: ignore[valid-type]
         name="Cameras File",
@@ -177,7 +199,7 @@ def capture_settings(chosen: GaussmithSettings) -> CaptureSettings:
     if chosen.use_elevations:
         elevations = tuple(np.linspace(chosen.elevation_low, chosen.elevation_high, chosen.rings).tolist())
     return CaptureSettings(
-        source="orbit" if chosen.source == "FILES" else chosen.source.lower(),  # type: ignore[arg-type]
+        source=chosen.source.lower() if chosen.source in RENDERED else "orbit",  # type: ignore[arg-type]
         count=chosen.count,
         elevations=elevations,
         distance=chosen.distance,
@@ -208,17 +230,25 @@ def way_of(chosen: GaussmithSettings) -> dict[str, Any]:
     method, model = METHODS.get(chosen.method.lower()), model_of(chosen)
     way = {"method": method.name, **method.settings} if method is not None else {"model": model}
     if model == "fit":
-        return way | {"steps": chosen.steps if chosen.use_steps else FIT_STEPS[chosen.quality]}
+        usual = FIT_STEPS[chosen.quality] if chosen.source not in imagining_properties.SOURCES else 0
+        return way | {"steps": chosen.steps if chosen.use_steps else usual}
     own = {"weights": weights_of(chosen), "precision": chosen.precision.lower(), "refine": chosen.refine}
     return way if method is not None else way | own
 
 
-def order(chosen: GaussmithSettings, device: str) -> Order:
-    """What the panel's values ask for, read once when Generate is pressed. Raises CaptureError."""
+def order(chosen: GaussmithSettings, device: str, *, imagining: Imagining | None = None) -> Order:
+    """What the panel's values ask for, read once when Generate is pressed. Raises CaptureError.
+
+    imagining  what chosen views were made of, in place of what the panel says now
+    """
+    if imagining is None and chosen.source in imagining_properties.SOURCES:
+        imagining = imagining_properties.imagining_of(chosen.imagining, chosen.source)
     transforms = Path(bpy.path.abspath(chosen.transforms)) if chosen.source == "FILES" else None
     return Order(
         capture=capture_settings(chosen),
         transforms=transforms,
+        imagining=imagining,
+        placing=imagining_properties.placing_of(chosen.imagining),
         **way_of(chosen),
         max_splats=chosen.max_splats,
         output=chosen.output.lower(),  # type: ignore[arg-type]
@@ -227,3 +257,23 @@ def order(chosen: GaussmithSettings, device: str) -> Order:
         device=device,  # type: ignore[arg-type]
         seed=chosen.seed,
     )
+
+
+def order_with_views(chosen: GaussmithSettings, device: str, imagining: Imagining, seed: int) -> Order:
+    """What the panel's values ask for of views that have been chosen already. Raises CaptureError."""
+    return replace(order(chosen, device, imagining=imagining), seed=seed)
+
+
+def fill(chosen: GaussmithSettings, source: str, recipe: dict[str, Any]) -> None:
+    """Sets the panel to a result's way from views to splats. Raises KeyError for a recipe that lacks it."""
+    settings = recipe["settings"]
+    chosen.source, chosen.seed = source, recipe["seed"]
+    chosen.method = recipe["method"].upper() or OWN_CHOICE[0]
+    if not recipe["method"] and recipe["model"] in [item[0] for item in model_items(chosen, None)]:
+        chosen.model = recipe["model"]
+    chosen.use_steps = settings["steps"] > 0
+    chosen.steps = settings["steps"] or chosen.steps
+    chosen.output, chosen.texture_size = settings["output"].upper(), str(settings["texture_size"])
+    chosen.precision = settings["precision"].upper()
+    for name in ("weights", "refine", "max_splats", "faces"):
+        setattr(chosen, name, settings[name])

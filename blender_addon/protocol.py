@@ -20,7 +20,11 @@ import numpy as np
 
 from .families import Precision
 
-VERSION = 2  # raise it with every change of a message
+VERSION = 3  # raise it with every change of a message
+
+# how an object is told from a picture's background: by the picture's own alpha if it has some, else by a network if its
+# weights are on this machine, else as what differs from a plain background; or by one of these; or not at all
+Cut: TypeAlias = Literal["auto", "alpha", "network", "plain", "none"]
 
 FailureKind = Literal[
     "bad_request",  # the job's own fields make no sense: message says which
@@ -71,8 +75,46 @@ class Reconstruct:
     mesh: bool = False
     faces: int = 20_000
     texture_size: int = 1024
+    size: float = 0.0  # longest side of the result, which is moved to stand on the world's origin; 0: left as it is
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Imagine:
+    """A prompt or pictures in; out come an Imagined for each candidate, and Done.
+
+    Several pictures are views already: of the named sides of one object, they are cut out and brought to one scale.
+    """
+
+    job_id: str
+    pictures: Annotated[np.ndarray, ArraySpec("uint8", ("B",))]  # the files' bytes as they are, one after the other
+    picture_bytes: Annotated[np.ndarray, ArraySpec("int64", ("P",))]  # how many are each picture's
+    # of views to keep where one is made anew, with `redo`; as Imagined has them
+    views: Annotated[np.ndarray | None, ArraySpec("uint8", ("V", "H", "W", 4), optional=True)] = None
+    redo: int = -1  # number of the view that is made anew; -1: all are made
+    picture_names: tuple[str, ...] = ()  # for sentences about them
+    sides: tuple[str, ...] = ()  # which side of the object each picture shows: a key of front_ends.SIDES
+    prompt: str = ""
+    negative_prompt: str = ""
+    front_end: str = "starter"
+    weights: str = ""  # a folder; empty: where the catalogue's lie
+    cut: Cut = "auto"
+    candidates: int = 1
+    steps: int = 0  # of sampling; 0: the front end's own
+    guidance: float = 0.0  # 0: the front end's own
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0  # of the first candidate; each further one has the next
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """A picture in; out come a Preview, which shows what will be taken of it, and Done."""
+
+    job_id: str
+    picture: Annotated[np.ndarray, ArraySpec("uint8", ("B",))]  # the file's bytes as they are
+    picture_name: str = ""
+    cut: Cut = "auto"
 
 
 @dataclass(frozen=True)
@@ -102,6 +144,7 @@ class Welcome:
     device_name: str
     memory_bytes: int
     models: tuple[str, ...]  # families that can run now
+    front_ends: tuple[str, ...] = ()  # whose weights are on this machine
 
 
 @dataclass(frozen=True)
@@ -132,6 +175,19 @@ class Progress:
 class Preview:
     job_id: str
     image: Annotated[np.ndarray, ArraySpec("uint8", ("H", "W", 4))]
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """Views of one candidate, ready to be sent back in a Reconstruct."""
+
+    job_id: str
+    images: Annotated[np.ndarray, ArraySpec("uint8", ("V", "H", "W", 4))]  # sRGB, straight alpha
+    c2w: Annotated[np.ndarray, ArraySpec("float32", ("V", 4, 4))]
+    Ks: Annotated[np.ndarray, ArraySpec("float32", ("V", 3, 3))]
+    orthographic: Annotated[np.ndarray, ArraySpec("bool", ("V",))]
+    candidate: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,8 +233,8 @@ class Done:
 # ---- encoding
 
 Message: TypeAlias = (
-    Hello | Reconstruct | Cancel | Finish | Shutdown | Welcome | Refused | Queued | Progress | Preview
-    | Splats | TexturedMesh | Failed | Cancelled | Done
+    Hello | Reconstruct | Imagine | CutOut | Cancel | Finish | Shutdown | Welcome | Refused | Queued | Progress
+    | Preview | Imagined | Splats | TexturedMesh | Failed | Cancelled | Done
 )  # fmt: skip
 Frame: TypeAlias = bytes | bytearray | memoryview
 
@@ -186,7 +242,10 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 HEADER_LIMIT = MIB  # bytes of frame 0
 ARRAY_LIMITS = {  # bytes of all arrays of one message; a message type not named here has none
     "Reconstruct": 3 * GIB,
+    "Imagine": GIB,
+    "CutOut": GIB,
     "Preview": 16 * MIB,
+    "Imagined": 256 * MIB,
     "Splats": 4 * GIB,
     "TexturedMesh": 2 * GIB,
 }

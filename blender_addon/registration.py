@@ -6,10 +6,24 @@ from typing import Any
 
 import bpy
 
-from . import commands, operators, panels, preferences, properties, result, studio, translations, weights_panel
+from . import (
+    commands,
+    imagining_operators,
+    imagining_panels,
+    imagining_properties,
+    operators,
+    panels,
+    preferences,
+    properties,
+    result,
+    studio,
+    translations,
+    weights_panel,
+)
 
 CLASSES: tuple[Any, ...] = (
     preferences.GaussmithPreferences,
+    imagining_properties.GaussmithImagining,
     properties.GaussmithSettings,
     result.GaussmithResult,
     operators.GAUSSMITH_OT_generate,
@@ -29,8 +43,10 @@ CLASSES: tuple[Any, ...] = (
     operators.GAUSSMITH_OT_dismiss,
     operators.GAUSSMITH_OT_open_log,
     operators.GAUSSMITH_FH_ply,
+    *imagining_operators.CLASSES,
     *weights_panel.CLASSES,
     panels.GAUSSMITH_PT_main,
+    *imagining_panels.CLASSES,
     panels.GAUSSMITH_PT_capture,
     panels.GAUSSMITH_PT_reconstruction,
     panels.GAUSSMITH_PT_result,

@@ -9,6 +9,7 @@ import bpy
 from mathutils import Matrix, Vector
 
 from . import splat_object
+from .placement import Spot
 
 Display = Literal["SPLATS", "MESH"]
 RECIPE = "gaussmith_recipe"  # a custom property of the empty: JSON text
@@ -44,11 +45,13 @@ def assemble(
     recipe: dict[str, Any],
     *,
     origin: tuple[float, float, float] | None = None,
+    spot: Spot | None = None,
 ) -> bpy.types.Object:
     """Puts the parts under one new empty in one new collection and returns the empty.
 
     The collection, named after the result, joins the scene's root. The empty stands at `origin` or else in the middle
-    of the parts' bounding box; the parts keep their places in the world. Raises ValueError when there is no part.
+    of the parts' bounding box; the parts keep their places in the world. With a `spot`, parts that stand on the world's
+    origin are moved there, and the empty is what they stand on. Raises ValueError when there is no part.
     """
     roles: tuple[tuple[bpy.types.Object | None, Display], ...] = ((splats, "SPLATS"), (mesh, "MESH"))
     parts = [(part, role) for part, role in roles if part is not None]
@@ -58,14 +61,17 @@ def assemble(
     context.scene.collection.children.link(collection)
     low, high = bounds([part for part, _ in parts])
     empty = bpy.data.objects.new(name, None)
+    origin = (0.0, 0.0, 0.0) if spot is not None else origin
     empty.location = origin if origin is not None else (low + high) / 2
-    empty.empty_display_type = "CUBE"
+    empty.empty_display_type = "CUBE" if spot is None else "PLAIN_AXES"
     empty.empty_display_size = max(max(high - low) / 2, 1e-3)
     collection.objects.link(empty)
     for part, role in parts:
         collection.objects.link(part)
         part[ROLE] = role
         adopt(empty, part)
+    if spot is not None:
+        empty.location, empty.rotation_euler.z = spot.location, spot.facing
     empty[RECIPE] = json.dumps(recipe, sort_keys=True)
     show(empty, "SPLATS" if splats is not None else "MESH")
     return empty

@@ -30,6 +30,7 @@ BUSY_INTERVAL, READY_INTERVAL, IDLE_INTERVAL = 0.05, 0.5, 1.0  # seconds between
 
 SessionFailureKind: TypeAlias = Literal[protocol.FailureKind, "not_started", "backend_died", "refused"]
 JobState: TypeAlias = Literal["starting", "queued", "running", "done", "failed", "cancelled"]
+Request: TypeAlias = protocol.Reconstruct | protocol.Imagine | protocol.CutOut
 
 # What a person is told, {message} being the backend's own sentence. The one place for it.
 SENTENCES: dict[SessionFailureKind, str] = {
@@ -72,7 +73,7 @@ def failure(kind: SessionFailureKind, message: str = "", detail: str = "") -> Fa
 
 @dataclass
 class Job:
-    """One reconstruction, from *Generate* to its result. Read by panels, changed by Session alone."""
+    """One request, from *Generate* to its result. Read by panels, changed by Session alone."""
 
     id: str
     label: str
@@ -84,11 +85,12 @@ class Job:
     fraction: float = 0.0  # 0..1 of the whole job; never goes back
     seconds_left: float | None = None  # None: not known yet
     preview: np.ndarray | None = None  # [H,W,4] uint8, sRGB, straight alpha
+    imagined: list[protocol.Imagined] = field(default_factory=list)  # candidates, in the order they came
     splats: protocol.Splats | None = None
     mesh: protocol.TexturedMesh | None = None
     report: dict[str, Any] | None = None
     failure: Failure | None = None
-    request: protocol.Reconstruct | None = field(default=None, repr=False)  # dropped once it is sent
+    request: Request | None = field(default=None, repr=False)  # dropped once it is sent
     running_since: float = 0.0
     cancelled_at: float | None = None
 
@@ -152,7 +154,7 @@ class Session:
         except OSError as error:
             self._fail(failure("not_started", str(error)))
 
-    def submit(self, request: protocol.Reconstruct, label: str = "") -> Job:
+    def submit(self, request: Request, label: str = "") -> Job:
         """Hands in a job, starting the backend if it is not there. `request.job_id` comes from `new_job_id()`."""
         self._jobs = {job.id: job for job in self._jobs.values() if job.active}
         job = self._jobs[request.job_id] = Job(request.job_id, label, request=request)
@@ -285,6 +287,8 @@ class Session:
                 self._progress(job, message)
             case protocol.Preview():
                 job.preview = message.image
+            case protocol.Imagined():
+                job.imagined.append(message)
             case protocol.Splats():
                 job.splats = message
             case protocol.TexturedMesh():

@@ -5,58 +5,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import bpy
 from bpy.app.handlers import persistent
 
 from . import backend_process, preferences, protocol, temporary
+from .candidates import Candidates
 from .child import Child
+from .cut_preview import CutPreview
 from .environment import EnvironmentReport
 from .generation import Generation, Problem
 from .order import Order
-from .preview import PreviewIcon
+from .preview import FileIcons, PreviewIcon
+from .prompt_history import PromptHistory
 from .session import Session
 from .shelf import NOTICES, Action, Shelf
+from .tick_figures import TickFigures
 from .views import CaptureError
+from .windows import main_window, redraw
 
 log = logging.getLogger(__name__)
 
 BUDGET = 0.005  # seconds a tick may go on building; it can be late by the length of one slice
-SLOW_TICK = 0.020  # seconds; longer ones are counted, since a person sees a hitch
 IDLE = 0.5  # seconds between two ticks when nothing runs
 BUSY = 0.05  # while the backend works
 EAGER = 0.005  # while pictures are taken or objects are built
-
-
-@dataclass
-class TickFigures:
-    """How long the timer held Blender's main thread, by what it was doing. For tests and for finding hitches."""
-
-    ticks: int = 0
-    slow: int = 0  # ticks above SLOW_TICK, without those that start a render or insert a result
-    longest: float = 0.0
-    longest_capture: float = 0.0  # preparing the scene and starting a render are single calls into Blender
-    longest_insert: float = 0.0  # the operator together with Blender's own undo step
-    longest_cpu: float = 0.0  # as `longest`, without the time in which other programs had the processor
-
-    def count(self, phase: str, seconds: float, cpu_seconds: float) -> None:
-        self.ticks += 1
-        if phase == "CAPTURING":
-            self.longest_capture = max(self.longest_capture, seconds)
-        elif phase == "INSERTING":
-            self.longest_insert = max(self.longest_insert, seconds)
-        else:
-            self.longest = max(self.longest, seconds)
-            self.longest_cpu = max(self.longest_cpu, cpu_seconds)
-            self.slow += seconds > SLOW_TICK
 
 
 class Studio:
@@ -72,6 +50,10 @@ class Studio:
         self.notice = ""  # a sentence that is no problem, such as what a check has found
         self.figures = TickFigures()
         self.preview = PreviewIcon()
+        self.candidates = Candidates()
+        self.cut = CutPreview()
+        self.thumbnails = FileIcons()
+        self.history = PromptHistory(preferences.history_path)
         self._shown: tuple[object, ...] = ()
 
     # ---- what operators ask for
@@ -81,9 +63,12 @@ class Studio:
         return self.generation is not None and self.generation.active
 
     def generate(self, context: bpy.types.Context, order: Order) -> None:
+        """Starts a run with an order alone; see `begin`."""
+        self.begin(context, Generation(order, self.session))
+
+    def begin(self, context: bpy.types.Context, generation: Generation) -> None:
         """Starts a run. Raises CaptureError when it cannot begin; the reason is also the panel's problem."""
         self.problem, self.notice = None, ""
-        generation = Generation(order, self.session)
         try:
             generation.start(context)
         except CaptureError as error:
@@ -91,6 +76,16 @@ class Studio:
             raise
         self.generation = generation
         self.session.start()  # it loads its libraries while the pictures are taken
+        hurry()
+
+    def preview_cut(self, path: str, cut: protocol.Cut) -> None:
+        """Asks what will be taken of a picture. Raises CaptureError when its file cannot be read."""
+        self.problem, self.notice = None, ""
+        try:
+            self.cut.begin(self.session, path, cut)
+        except CaptureError as error:
+            self.problem = Problem(str(error))
+            raise
         hurry()
 
     def cancel(self) -> None:
@@ -149,7 +144,9 @@ class Studio:
         self.shelf.cancel()
         self.generation, self.setup = None, None
         self.session.close()
-        self.preview.close()
+        self.candidates.clear()
+        for icons in (self.preview, self.cut, self.thumbnails):
+            icons.close()
 
     # ---- what the timer does
 
@@ -174,10 +171,13 @@ class Studio:
         self._follow_shelf()
         if self.shelf.task is not None:
             pause = BUSY
+        self._follow_cut()
+        if self.thumbnails.fetch():
+            redraw()
         if self.generation is not None and self.generation.active:
             self._follow_generation(self.generation, began + BUDGET)
             self.preview.show(self.generation.preview)
-            pause = BUSY if self.generation.phase == "RECONSTRUCTING" else EAGER
+            pause = BUSY if self.generation.phase in ("IMAGINING", "RECONSTRUCTING") else EAGER
         self._redraw_if_changed()
         return min(pause, IDLE)
 
@@ -193,11 +193,18 @@ class Studio:
                     generation.tick(bpy.context, deadline)
         if generation.phase == "FAILED":
             self.problem = generation.problem
+        elif generation.phase == "CHOOSING":
+            self.candidates.take(generation.order, generation.imagined, generation.again)
         elif generation.phase == "DONE" and generation.shown < 1:
             self.notice = (
                 f"The viewport shows {generation.shown:.0%} of the splats, to stay quick; renders show all. "
                 "Change Viewport Density in the object's modifier."
             )
+
+    def _follow_cut(self) -> None:
+        failure = self.cut.pump()
+        if failure is not None:
+            self.problem = Problem(failure.sentence, failure.detail)
 
     def _follow_setup(self, setup: Child) -> None:
         if not setup.pump():
@@ -237,7 +244,7 @@ class Studio:
         for child in (setup, self.shelf.task):
             if child is not None:
                 shown += (child.stage, round(child.fraction, 2))
-        shown += (self.shelf.items,)
+        shown += (self.shelf.items, self.candidates.version, self.cut.busy, self.cut.shown)
         if shown != self._shown:
             self._shown = shown
             redraw()
@@ -267,6 +274,18 @@ def offered_models() -> tuple[str, ...]:
     studio = _HOLDER.studio
     welcome = studio.session.welcome if studio is not None else None
     return welcome.models if welcome is not None and welcome.models else ("fit",)
+
+
+def lacks_weights(front_end: str) -> bool:
+    """Whether a front end is known to have no weights on this machine; False before anybody has said."""
+    studio = _HOLDER.studio
+    if studio is None:
+        return False
+    item = studio.shelf.item(front_end)  # what a download has changed since the backend started
+    if item is not None and item.family == "views":
+        return item.state not in ("fetched", "shipped")
+    welcome = studio.session.welcome
+    return welcome is not None and front_end not in welcome.front_ends
 
 
 def open_studio(*, command: object = None) -> None:
@@ -321,9 +340,13 @@ def _before_undo(*_: Any) -> None:
 def _before_load(*_: Any) -> None:
     """The run's scene is about to go: end it, with the old file's settings restored."""
     studio = _HOLDER.studio
-    if studio is not None and studio.busy:
+    if studio is None:
+        return
+    if studio.busy:
         studio.cancel()
         studio.problem = Problem("The run was cancelled because another file was opened.")
+    studio.candidates.clear()
+    studio.cut.drop(studio.session)
 
 
 @persistent
@@ -343,28 +366,3 @@ HANDLERS = [("undo_pre", _before_undo), ("redo_pre", _before_undo), ("load_pre",
 HANDLERS += [(name, _after_replacing) for name in ("undo_post", "redo_post", "load_post")]
 if hasattr(bpy.app.handlers, "exit_pre"):  # 5.1 and later; before, the backend leaves by itself when Blender has gone
     HANDLERS.append(("exit_pre", _before_exit))
-
-
-@contextlib.contextmanager
-def main_window(scene: bpy.types.Scene) -> Iterator[None]:
-    """A timer's context lacks a window; operators want one that shows the scene."""
-    windows = bpy.context.window_manager.windows
-    window = next((window for window in windows if window.scene == scene), None)
-    layer = window.view_layer if window is not None else scene.view_layers[0]
-    override: dict[str, Any] = {"scene": scene, "view_layer": layer}
-    if window is not None:
-        override["window"] = window
-    with bpy.context.temp_override(**override):
-        yield
-
-
-def redraw() -> None:
-    """Draws the sidebars and the preferences again, and nothing else: a 3D view may be costly."""
-    for window in bpy.context.window_manager.windows:
-        for area in window.screen.areas:
-            if area.type == "PREFERENCES":
-                area.tag_redraw()
-            elif area.type == "VIEW_3D":
-                for region in area.regions:
-                    if region.type == "UI":
-                        region.tag_redraw()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import backend as backend  # before any test imports a library that its settings are for
+
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from backend.monitor import Monitor
 from backend.server import serve
-from backend.worker import work
+from backend.worker import Job, work
 from blender_addon import protocol
 from blender_addon.backend_process import BackendProcess, start_backend
 
@@ -135,12 +135,30 @@ ACTS: dict[str, Act] = {
 }
 
 
-def run(job: protocol.Reconstruct, monitor: Monitor) -> Iterator[protocol.Message]:
-    return ACTS[job.weights](job, monitor)
+def imagines(job: protocol.Imagine, monitor: Monitor) -> Iterator[protocol.Message]:
+    """A step and two grey views for each candidate."""
+    for candidate in range(job.candidates):
+        monitor.progress("views", candidate, job.candidates)
+        cameras = request(job.job_id)
+        yield protocol.Imagined(
+            job.job_id, cameras.images, cameras.c2w, cameras.Ks, cameras.orthographic, candidate, job.seed + candidate
+        )
+    yield protocol.Done(job.job_id, {"front_end": job.front_end})
+
+
+def run(job: Job, monitor: Monitor) -> Iterable[protocol.Message]:
+    match job:
+        case protocol.Reconstruct():
+            return ACTS[job.weights](job, monitor)
+        case protocol.Imagine():
+            return ACTS[job.weights](request(job.job_id), monitor) if job.weights in ACTS else imagines(job, monitor)
+        case protocol.CutOut():
+            shown = protocol.Preview(job.job_id, np.zeros((2, 3, 4), np.uint8))
+            return [shown, protocol.Done(job.job_id, {})]
 
 
 def describe() -> protocol.Welcome:
-    return protocol.Welcome(protocol.VERSION, "cpu", "fake", 1, ("fit",))
+    return protocol.Welcome(protocol.VERSION, "cpu", "fake", 1, ("fit",), ("starter",))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ RUNS = {
     "long_lrm": ("golden_long_lrm", "run"),
     "mamba2": ("golden_long_lrm", "run_mamba2"),
     "bimamba2": ("golden_long_lrm", "run_bimamba2"),
+    "mvdream": ("golden_mvdream", "run"),
     "openlrm": ("golden_lrm", "run_openlrm"),
     "triposr": ("golden_lrm", "run_triposr"),
 }

@@ -23,6 +23,7 @@ FOLDERS = {
     "long_lrm": ("long_lrm/model", "long_lrm/model_variant"),
     "mamba2": ("long_lrm/mamba2_mixer",),
     "bimamba2": ("long_lrm/bimamba2_block",),
+    "mvdream": ("mvdream/text", "mvdream/image"),
     "openlrm": ("openlrm",),
     "triposr": ("triposr",),
 }

@@ -20,7 +20,7 @@ WITHOUT_BLENDER = (
 BLENDER_MODULES = {"bpy", "bmesh", "mathutils", "gpu", "bpy_extras", "bl_ui", "blf", "addon_utils", "idprop"}
 ONLY_HERE = {  # a package's only importers in the backend
     "zmq": {"server.py"},
-    "diffusers": {"multiview.py"},
+    "diffusers": {path.name for path in (BACKEND / "multiview").glob("*.py")},
     "huggingface_hub": {"hub.py"},
     "gsplat": {"rendering.py", "rasterise_cuda.py"},
 }

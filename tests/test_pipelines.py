@@ -100,6 +100,15 @@ def test_cancel_and_finish():
     assert result.report["stopped_early"] and result.report["steps"] < 30 and len(result.gaussians) > 0
 
 
+def test_a_size_stands_the_result_on_the_origin():
+    result = reconstruct(ball_views(), replace(QUICK, steps=5, mesh=True, size=3.0), Silent())
+    assert result.mesh is not None
+    low, high = result.mesh.vertices.min(axis=0), result.mesh.vertices.max(axis=0)
+    assert high - low == pytest.approx(np.full(3, 3.0), rel=0.2) and low[2] == pytest.approx(0, abs=0.2)
+    assert (low + high)[:2] == pytest.approx(np.zeros(2), abs=0.2)
+    assert result.report["placed"]["scale"] == pytest.approx(1.5 / RADIUS, rel=0.2)
+
+
 def test_refining_goes_on_from_the_result():
     result = reconstruct(ball_views(), replace(QUICK, steps=5, refine=7), Silent())
     assert result.report["start"] == "gaussians" and result.report["steps"] == 7
@@ -123,6 +132,8 @@ def test_a_mesh_that_cannot_be_made_is_a_problem_not_a_failure(monkeypatch):
         ({"faces": 3}, "faces: expected a number from 4"),
         ({"texture_size": 10**6}, "texture_size"),
         ({"seed": 2**63}, "seed"),
+        ({"size": -1.0}, "size: expected a number from 0.0 to 1000000.0, found -1.0"),
+        ({"size": float("nan")}, "size: expected a number from 0.0"),
     ],
 )
 def test_options(fields, words):

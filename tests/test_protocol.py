@@ -14,7 +14,7 @@ import pytest
 from blender_addon import protocol
 from blender_addon.protocol import ProtocolError, decode, encode
 
-SIZES = {"V": 2, "H": 3, "W": 4, "N": 5, "K": 9, "F": 6}
+SIZES = {"V": 2, "H": 3, "W": 4, "N": 5, "K": 9, "F": 6, "B": 7, "P": 8}
 MESSAGES = typing.get_args(protocol.Message)
 PLAIN = {
     str: "text",
@@ -73,7 +73,7 @@ def test_bytes_on_the_wire():
     sent = protocol.Preview("job", np.arange(8, dtype=np.uint8).reshape(1, 2, 4))
     header, pixels = encode(sent)
     assert bytes(header) == (
-        b'{"type": "Preview", "version": 2, "fields": {"job_id": "job"}, '
+        b'{"type": "Preview", "version": 3, "fields": {"job_id": "job"}, '
         b'"arrays": {"image": {"dtype": "uint8", "shape": [1, 2, 4]}}}'
     )
     assert bytes(pixels) == bytes(range(8))
@@ -107,7 +107,7 @@ def test_arrays_are_not_copied():
     [
         (lambda header: header.update(type="Reboot"), "unknown message type 'Reboot'"),
         (lambda header: header.update(type=["Preview"]), "unknown message type"),
-        (lambda header: header.update(version=3), "version 3 of the protocol, this side version 2"),
+        (lambda header: header.update(version=4), "version 4 of the protocol, this side version 3"),
         (lambda header: header.update(version=True), "version True"),
         (lambda header: header.pop("version"), "no object with a version"),
         (lambda header: header.update(extra=1), "wrong keys"),
@@ -142,11 +142,11 @@ def test_wrong_headers(change, words):
         ([b"[" * 100_000], "not the JSON"),
         ([b"7"], "no object"),
         ([b" " * (protocol.HEADER_LIMIT + 1)], "the header may have"),
-        ([b'{"version": 2, "version": 2}'], "twice"),
-        ([b'{"type": "Progress", "version": 2, "fields": {"fraction": NaN}, "arrays": {}}'], "NaN is not a number"),
-        ([b'{"type": "Progress", "version": 2, "fields": {"fraction": 1e999}, "arrays": {}}'], "1e999 is not a number"),
+        ([b'{"version": 3, "version": 3}'], "twice"),
+        ([b'{"type": "Progress", "version": 3, "fields": {"fraction": NaN}, "arrays": {}}'], "NaN is not a number"),
+        ([b'{"type": "Progress", "version": 3, "fields": {"fraction": 1e999}, "arrays": {}}'], "1e999 is not a number"),
         (
-            [b'{"type": "Progress", "version": 2, "fields": {"step": ' + b"9" * 5000 + b'}, "arrays": {}}'],
+            [b'{"type": "Progress", "version": 3, "fields": {"step": ' + b"9" * 5000 + b'}, "arrays": {}}'],
             "not the JSON",
         ),
     ],

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
 
@@ -198,10 +199,10 @@ def raw_socket(backend: BackendProcess) -> zmq.Socket:
 def test_another_version_hears_both_versions(backend):
     socket = raw_socket(backend)
     header = bytes(protocol.encode(protocol.Hello(1, backend.token))[0])
-    socket.send(header.replace(b'"version": 2, "fields"', b'"version": 99, "fields"'))
+    socket.send(header.replace(b'"version": %d, "fields"' % protocol.VERSION, b'"version": 99, "fields"'))
     refused = protocol.decode(socket.recv_multipart())
     assert isinstance(refused, protocol.Refused) and refused.version == protocol.VERSION
-    assert "version 99" in refused.message and "version 2" in refused.message
+    assert "version 99" in refused.message and f"version {protocol.VERSION}" in refused.message
     socket.close()
 
 
@@ -303,3 +304,21 @@ def test_shutdown_ends_it(tmp_path):
     assert backend.exit_code() == 0
     peer.client.close()
     backend.stop()
+
+
+def test_the_other_jobs_are_jobs_too(peer):
+    """They are queued, run, tell how far they are and end, as a reconstruction does; their death is told too."""
+    nothing, none = np.zeros(0, np.uint8), np.zeros(0, np.int64)
+    peer.client.send(protocol.Imagine("views", nothing, none, prompt="a chair", candidates=2, seed=4))
+    peer.client.send(protocol.CutOut("cut", nothing))
+    assert isinstance(peer.ended("views"), protocol.Done) and isinstance(peer.ended("cut"), protocol.Done)
+    assert set(peer.of_job("views")) == {"Queued", "Progress", "Imagined", "Done"}
+    seeds = [one.seed for one in peer.heard if isinstance(one, protocol.Imagined)]
+    assert seeds == [4, 5] and "Preview" in peer.of_job("cut")
+    peer.client.send(protocol.Imagine("patient", nothing, none, prompt="x", weights="patient"))
+    peer.until_type(protocol.Progress, "patient")
+    peer.client.send(protocol.Cancel("patient"))
+    assert isinstance(peer.ended("patient"), protocol.Cancelled)
+    peer.client.send(protocol.Imagine("dies", nothing, none, prompt="x", weights="crashed"))
+    dead = peer.ended("dies")
+    assert isinstance(dead, protocol.Failed) and dead.kind == "worker_died" and "exit status 7" in dead.message

@@ -8,7 +8,9 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from blender_addon import protocol
@@ -89,6 +91,34 @@ def test_from_stopped_to_done(bench):
     assert bench.session.state is SessionState.READY and bench.session.pump() == session_module.READY_INTERVAL
     order = [SessionState.STARTING, SessionState.RUNNING, SessionState.READY]
     assert [state for state in order if state in bench.states] == order[-len(bench.states) :]
+
+
+def imagine(**fields: Any) -> protocol.Imagine:
+    none = np.zeros(0, np.uint8)
+    return protocol.Imagine(new_job_id(), none, none.astype(np.int64), prompt="a chair", **fields)
+
+
+def test_a_prompt_brings_its_candidates_in_order(warm):
+    job = warm.session.submit(imagine(candidates=3, seed=7))
+    warm.session.wait(job.id, fakes.DEADLINE)
+    assert job.state == "done" and job.splats is None
+    assert [(views.candidate, views.seed) for views in job.imagined] == [(0, 7), (1, 8), (2, 9)]
+    assert job.request is None, "what was sent is not kept"
+
+
+def test_a_cut_brings_its_picture(warm):
+    job = warm.session.submit(protocol.CutOut(new_job_id(), np.zeros(3, np.uint8), "a.png"))
+    warm.session.wait(job.id, fakes.DEADLINE)
+    assert job.state == "done" and job.preview is not None and job.preview.shape == (2, 3, 4)
+
+
+def test_cancel_while_views_are_made(warm):
+    job = warm.session.submit(imagine(weights="patient"))
+    warm.pump_until(lambda: job.state == "running" and job.stage == "Fit")
+    warm.session.cancel(job.id)
+    warm.pump_until(lambda: not job.active)
+    assert job.state == "cancelled" and not job.imagined
+    assert warm.run("works").state == "done"
 
 
 def test_it_starts_only_one_backend(warm):
@@ -207,11 +237,11 @@ def test_a_backend_that_ends_while_starting(tmp_path):
 
 def test_another_version_of_the_backend(bench, monkeypatch):
     """An old backend still running from before an update."""
-    monkeypatch.setattr(protocol, "VERSION", 3)
+    monkeypatch.setattr(protocol, "VERSION", 4)
     bench.session.start()
     bench.pump_until(lambda: bench.session.state is SessionState.FAILED)
     assert bench.session.failure is not None and bench.session.failure.kind == "refused"
-    assert "version 2" in bench.session.failure.sentence and "version 3" in bench.session.failure.sentence
+    assert "version 3" in bench.session.failure.sentence and "version 4" in bench.session.failure.sentence
 
 
 def test_a_request_that_does_not_fit_its_declaration(warm):
@@ -271,9 +301,13 @@ def test_a_million_splats_take_no_tick_longer_than_20_ms(warm, degree):
     assert statistics.median(longest) < 0.020, longest
 
 
-def test_no_thread_of_python_is_started(warm):
-    warm.run("works")
-    assert threading.enumerate() == [threading.main_thread()]
+def test_no_thread_of_python_is_started(tmp_path, monkeypatch):
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    bench = Bench(tmp_path)
+    job = bench.run("works")
+    bench.session.close()
+    assert job.state == "done" and not started
 
 
 def test_every_failure_has_a_sentence():

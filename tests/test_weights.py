@@ -16,6 +16,7 @@ from backend.bad_input import BadInput
 from backend.hub import Hub, RemoteFile, TransferError
 from backend.weights import CATALOGUE, Entry, File, WeightsMissing, entry_of
 from backend.worker import kind_of
+from blender_addon.front_ends import FRONT_ENDS
 from tests.fake_hub import COMMIT, FakeHub, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,20 +97,24 @@ def accepted(folder) -> Path:
 
 def test_the_catalogue_says_all_there_is_to_know():
     names = [entry.name for entry in CATALOGUE]
-    assert len(set(names)) == len(names) == 17
+    assert len(set(names)) == len(names) == 28
     for entry in CATALOGUE:
-        assert entry.files and entry.bytes > 1e6 and 0.5 < entry.memory_gib < 10, entry.name
+        assert entry.files and 0.5 < entry.memory_gib < 16, entry.name
+        assert entry.bytes > 1e6 or not weights.tensors_of(entry).is_file(), entry.name
         assert entry.purpose and entry.code_licence and entry.weight_licence
         assert "ommercial" in entry.licence and entry.weight_licence in entry.licence
-        assert entry.shipped or (entry.page == f"https://huggingface.co/{entry.repository}" and entry.bytes > 1e8)
+        page = entry.home or f"https://huggingface.co/{entry.repository}"
+        assert entry.shipped or (entry.page == page and entry.bytes > 1e8)
         assert len({file.local for file in entry.files}) == len(entry.files)
         json.dumps(dict(entry.config))
 
 
 def test_what_is_known_of_licences():
-    assert {entry.name for entry in CATALOGUE if entry.commercial == "yes"} == {"starter", "triposr"}
+    yes = {entry.name for entry in CATALOGUE if entry.commercial == "yes"}
+    own, adapters = {"starter", "starter-views"}, {name for name in FRONT_ENDS if name.startswith("mvadapter")}
+    assert yes == own | adapters | {"triposr", "mvdream", "isnet-general-use"}
     no = {entry.name for entry in CATALOGUE if entry.commercial == "no"}
-    assert no == {entry.name for entry in CATALOGUE if entry.name.startswith("openlrm")} | {"long_lrm"}
+    assert no == {entry.name for entry in CATALOGUE if entry.name.startswith(("openlrm", "zero123plus"))} | {"long_lrm"}
     assert "Adobe" in entry_of("long_lrm").licence and "NC" in entry_of("openlrm-mix-base-1.1").licence
 
 
@@ -140,7 +145,8 @@ def test_the_cameras_of_four_views():
 
 def test_what_ships(folder):
     """It is there without any download, small, and says where its licence is."""
-    (entry,) = (entry for entry in CATALOGUE if entry.shipped)
+    entry = entry_of("starter")
+    assert {one.name for one in CATALOGUE if one.shipped} == {"starter", "starter-views"}
     path = ROOT / "backend" / "starter" / "grm.safetensors"
     assert weights.resolve("", "grm") == weights.resolve("starter", "grm") == (path, entry)
     assert entry.bytes == weights.disk_bytes(entry) == path.stat().st_size <= 30 * 2**20

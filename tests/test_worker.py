@@ -36,7 +36,7 @@ class RecordingClient:
 def run(act: fakes.Act, incoming: typing.Iterable[protocol.Message] = ()) -> list[protocol.Message]:
     client = RecordingClient()
     client.incoming.extend(incoming)
-    worker.run_job(typing.cast("typing.Any", client), fakes.request("job"), act)
+    worker.run_job(typing.cast("typing.Any", client), fakes.request("job"), typing.cast("typing.Any", act))
     return client.sent
 
 

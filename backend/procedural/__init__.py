@@ -17,7 +17,7 @@ from backend.procedural.bodies import Body, bodies_of, both_sides, cut, with_wir
 from backend.procedural.captions import Group, caption
 from backend.procedural.grids import areas, bounds, dot, facing, length, normalised
 from backend.procedural.paints import Paint, Palette
-from backend.procedural.plans import assembly, pick
+from backend.procedural.plans import assembly, pick, single
 from backend.procedural.primitives import HELD_OUT_KINDS, KINDS
 from backend.procedural.things import thing
 
@@ -28,6 +28,8 @@ CUT_THINGS, WIRE_THINGS = 0.08, 0.04
 BUMPY, CURVED = 0.5, 0.12  # of the bodies of an assembly
 BUMPY_THINGS, CURVED_THINGS = 0.04, 0.0
 MOST_HELD_OUT = 3  # bodies of an object for validation
+BARE_SHARE = 0.2  # of the simple objects: a single body instead of a thing
+SIMPLE_REUSE = (0.35, 0.8, 0.95)  # chances that a surface of a simple object takes a paint that it has already
 EVERY_SURFACE = 0.25  # chance that each surface of a body takes a paint of its own
 SIDE, RADIUS = 1.8, 1.1  # longest side of a finished object, and the sphere that it stays in
 WELD = 2.0**-18  # vertices nearer than this are one
@@ -43,14 +45,34 @@ def make_object(rng: np.random.Generator, textures: Sequence[np.ndarray], *, fam
     textures  [h,w,3|4] uint8 sRGB pictures to paint with, besides flat colours and drawn patterns; may be empty
     families  "held_out": of bodies that "train" never makes, to validate with
     """
-    title, bodies, remarks = _object(rng, families)
-    palette = Palette(rng, textures)
+    return _made(rng, *_object(rng, families), Palette(rng, textures))[0]
+
+
+def make_simple_object(
+    rng: np.random.Generator, textures: Sequence[np.ndarray]
+) -> tuple[Asset, str, tuple[Group, ...]]:
+    """The next random object of those that people have a word for, its title ("" for a bare body), and its groups.
+
+    It is a thing or a single body, whole, and often of few paints.
+    """
+    if rng.random() < BARE_SHARE:
+        title, bodies = "", bodies_of(rng, single(rng, KINDS), KINDS, bumpy=0, curved=0)
+    else:
+        plan = thing(rng)
+        title, bodies = plan.title, bodies_of(rng, plan, KINDS, bumpy=BUMPY_THINGS, curved=CURVED_THINGS)
+    return _made(rng, title, bodies, [], Palette(rng, textures, reuse=pick(rng, SIMPLE_REUSE)))
+
+
+def _made(
+    rng: np.random.Generator, title: str, bodies: list[Body], remarks: list[str], palette: Palette
+) -> tuple[Asset, str, tuple[Group, ...]]:
+    """The painted object, its title and its groups."""
     painted, groups = _painted(rng, bodies, palette)
     corners = np.concatenate([corners for corners, _ in painted])
     numbers = np.concatenate([numbers for _, numbers in painted])
     words = caption(rng, title, groups, remarks)
     named = title or max(groups, key=lambda group: group.area).noun
-    return _finished(f"procedural {named}", words, corners, numbers, palette.paints)
+    return _finished(f"procedural {named}", words, corners, numbers, palette.paints), title, tuple(groups)
 
 
 def _object(rng: np.random.Generator, families: Families) -> tuple[str, list[Body], list[str]]:

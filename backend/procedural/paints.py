@@ -49,14 +49,14 @@ class Paint:
 class Palette:
     """The paints of one object, made as they are asked for."""
 
-    def __init__(self, rng: np.random.Generator, textures: Sequence[np.ndarray]) -> None:
-        self._rng, self._textures = rng, textures
+    def __init__(self, rng: np.random.Generator, textures: Sequence[np.ndarray], reuse: float = REUSE) -> None:
+        self._rng, self._textures, self._reuse = rng, textures, reuse
         self.paints: list[Paint] = []
 
     def draw(self) -> int:
         """The number of a paint in `paints`, new or used before."""
         used = len(self.paints)
-        if used >= MOST or (used and self._rng.random() < REUSE):
+        if used >= MOST or (used and self._rng.random() < self._reuse):
             return int(self._rng.integers(used))
         self.paints.append(random_paint(self._rng, self._textures))
         return used

@@ -110,6 +110,11 @@ def assembly(rng: np.random.Generator, kinds: Mapping[str, Builder], most: int) 
     return Plan("", tuple(pieces[:9]))
 
 
+def single(rng: np.random.Generator, kinds: Mapping[str, Builder]) -> Plan:
+    """One body, upright."""
+    return Plan("", (Piece(pick(rng, tuple(kinds)), half_extents(rng), np.zeros(3), np.eye(3), 0),))
+
+
 def _place(rng: np.random.Generator, style: str, piece: Piece, others: list[Piece]) -> np.ndarray:
     if not others:
         return np.zeros(3)

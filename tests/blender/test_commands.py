@@ -13,7 +13,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import api, commands, preferences, registration, result, studio  # noqa: E402
+from blender_addon import api, commands, pictures, preferences, registration, result, studio  # noqa: E402
 from blender_addon.session import Session  # noqa: E402
 from blender_addon.views import CapturedViews, CaptureError  # noqa: E402
 from tests import fakes  # noqa: E402
@@ -33,8 +33,15 @@ def registered(factory: Any, tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("generate", "--prompt", "a chair"), "--prompt"),
-        (("generate", "--image", "a.png"), "--image"),
+        (("generate", "--prompt", " "), "Type a prompt"),
+        (("generate", "--prompt", "a chair", "--front-end", "imagedream"), "ImageDream needs a picture"),
+        (("generate", "--prompt", "a chair", "--model", "lgm"), "LGM does not suit the views of Starter"),
+        (("generate", "--prompt", "a chair", "--candidate", "2"), "between 1 and 1, found 2"),
+        (("generate", "--prompt", "a chair", "--size", "-1"), "found -1"),
+        (("generate", "--prompt", "a chair", "--source", "orbit"), "leave out the source"),
+        (("generate", "--prompt", "a chair", "--place", "moon"), "'moon'"),
+        (("generate", "--image", "no_such.png"), "no_such.png"),
+        (("generate", "--size", "2"), "'size' is for a prompt or a picture"),
         (("generate", "--object", "Nobody"), "'Nobody'"),
         (("generate", "--views", "2"), "between 4 and 64, found 2"),
         (("generate", "--views", "many"), "'many'"),
@@ -94,6 +101,35 @@ def test_generate_reports_and_saves(registered: Path, capfd: pytest.CaptureFixtu
     assert result.is_result(bpy.data.objects[found["result"]])
 
 
+def test_generate_of_a_prompt(registered: Path) -> None:
+    report, saved = registered / "report.json", registered / "out.blend"
+    bpy.context.scene.cursor.location = (5, 0, 0)
+    words = ("--prompt", "a red chair", "--candidates", "3", "--candidate", "2", "--seed", "4", "--name", "Chair")
+    words += ("--facing", "90", "--size", "2", "--weights", "works", "--json", str(report), "--save", str(saved))
+    assert commands.execute(("generate", *words)) == commands.SUCCESS
+    found = json.loads(report.read_text())
+    assert found["imagined_by"] == "Starter: a red chair (seed 5)" and found["front_end"] == "starter"
+    assert found["result"] == "Chair" and found["seed"] == 5 and found["times"]["imagine_seconds"] > 0
+    bpy.ops.wm.open_mainfile(filepath=str(saved))
+    empty = bpy.data.objects["Chair"]
+    assert tuple(empty.location) == (5, 0, 0) and empty.rotation_euler.z == pytest.approx(np.pi / 2)
+    assert result.recipe_of(empty)["placing"] == {"size": 2.0, "facing": 90.0, "place": "cursor"}
+
+
+def test_generate_of_a_picture_on_an_object(registered: Path) -> None:
+    picture = registered / "chair.png"
+    picture.write_bytes(pictures.png(np.full((4, 4, 4), 9, np.uint8)))
+    report = registered / "report.json"
+    bpy.data.objects["Cube"].location = (1, 2, 3)
+    bpy.ops.object.select_all(action="DESELECT")
+    words = ("--image", str(picture), "--place", "selection", "--weights", "works", "--json", str(report))
+    assert commands.execute(("generate", *words)) == commands.BAD_INPUT, "nothing is selected to stand on"
+    assert commands.execute(("generate", *words, "--object", "Cube")) == commands.SUCCESS
+    made = bpy.data.objects[json.loads(report.read_text())["result"]]
+    assert tuple(made.location) == (1, 2, 4) and made.name == "chair"
+    assert not bpy.context.selected_objects
+
+
 @pytest.mark.parametrize(("act", "status"), [("killed", commands.FAILURE), ("out_of_memory", commands.FAILURE)])
 def test_a_failing_backend_gives_status_1(
     registered: Path, capfd: pytest.CaptureFixture[str], act: str, status: int
@@ -111,6 +147,7 @@ def test_status(registered: Path, capfd: pytest.CaptureFixture[str], monkeypatch
     assert commands.execute(("status",)) == commands.SUCCESS
     found = json.loads(capfd.readouterr().out)
     assert found["backend"] == "ready" and found["models"] == ["fit"] and found["named_by"] == "GAUSSMITH_PYTHON"
+    assert found["front_ends"] == ["starter"]
     monkeypatch.setenv(preferences.PYTHON_VARIABLE, "")
     assert commands.execute(("status",)) == commands.FAILURE
     assert "not set up" in capfd.readouterr().err
@@ -134,6 +171,11 @@ def test_the_api_refuses_words_that_do_not_go_together() -> None:
         api.order_of({"colour": 1})  # type: ignore[typeddict-unknown-key]
     with pytest.raises(CaptureError, match="one of fast, balanced, best, found 'slow'"):
         api.order_of({"method": "slow"})  # type: ignore[typeddict-item]
+    with pytest.raises(CaptureError, match="'cut' is for a prompt or a picture"):
+        api.order_of({"cut": "none"})
+    order = api.order_of({"prompt": "a", "image_left": "l.png", "size": 2, "negative": "b"})
+    assert order.imagining is not None and order.imagining.pictures[0].side == "left" and order.placing.size == 2
+    assert order.imagining.negative_prompt == "b" and order.method == "fast"
     order = api.order_of({"views": 12, "elevations": [0, 30], "mesh": True})
     assert order.capture.count == 12 and order.capture.elevations == (0, 30) and order.output == "both"
 

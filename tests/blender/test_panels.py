@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import panels, preferences, properties, registration, result, sentence, studio  # noqa: E402
+from blender_addon import (  # noqa: E402
+    imagining_panels,
+    operators,
+    panels,
+    preferences,
+    properties,
+    protocol,
+    registration,
+    result,
+    sentence,
+    studio,
+)
 from blender_addon.families import FAMILIES  # noqa: E402
 from blender_addon.generation import Problem  # noqa: E402
+from blender_addon.imagining import Imagining  # noqa: E402
+from blender_addon.order import Order  # noqa: E402
+from blender_addon.preview import contact_sheet  # noqa: E402
 
 ICONS = frozenset(bpy.types.UILayout.bl_rna.functions["label"].parameters["icon"].enum_items.keys())
 
@@ -80,6 +96,15 @@ def test_every_panel_draws(running: studio.Studio, source: str, output: str) -> 
     assert ("transforms" in shown["GAUSSMITH_PT_main"]) == (source == "FILES")
     assert ("texture_size" in shown["GAUSSMITH_PT_reconstruction"]) == (output != "SPLATS")
     assert ("elevation_low" in shown["GAUSSMITH_PT_capture"]) == (source in ("ORBIT", "VIEWPORT"))
+    imagines = source in ("PROMPT", "PICTURE")
+    assert ("prompt" in shown["GAUSSMITH_PT_main"]) == (source == "PROMPT")
+    assert ("picture_front" in shown["GAUSSMITH_PT_main"]) == (source == "PICTURE")
+    assert ("picture_back" in shown["GAUSSMITH_PT_sides"]) == (source == "PICTURE")
+    assert ("gaussmith.vary" in shown["GAUSSMITH_PT_main"]) == imagines
+    assert ("quality" in shown["GAUSSMITH_PT_main"]) != imagines
+    assert ("facing" in shown["GAUSSMITH_PT_placement"]) == imagines
+    assert ("guidance" in shown["GAUSSMITH_PT_imagining"]) == imagines
+    assert sum("seed" in names for names in shown.values()) == 1
 
 
 SHOWN = {  # by method and model: what the panels show beside what they always do
@@ -130,11 +155,65 @@ def test_the_order_of_each_method(
     )
 
 
+def test_the_notes_on_a_front_end(running: studio.Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = bpy.context.scene.gaussmith
+    chosen.source = "PROMPT"
+    assert "Starter model: simple objects. The" in drawn(panels.GAUSSMITH_PT_main)
+    chosen.imagining.prompt_front_end = "mvdream"
+    assert imagining_panels.NO_WEIGHTS not in " ".join(drawn(panels.GAUSSMITH_PT_main)), "nobody has said so yet"
+    running.session.welcome = protocol.Welcome(protocol.VERSION, "cpu", "", 0, ("fit",), ("starter",))
+    monkeypatch.setattr(operators, "backend_missing", lambda: "")
+    shown = drawn(panels.GAUSSMITH_PT_main)
+    assert imagining_panels.NO_WEIGHTS in " ".join(shown) and "gaussmith.open_preferences" in shown
+    running.shelf.items = (SimpleNamespace(name="mvdream", family="views", state="fetched"),)  # type: ignore[assignment]
+    assert imagining_panels.NO_WEIGHTS not in " ".join(drawn(panels.GAUSSMITH_PT_main)), "it came meanwhile"
+
+
+def test_candidates_with_their_buttons(running: studio.Studio) -> None:
+    images = np.zeros((3, 4, 4, 4), np.uint8)
+    eye = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    made = [protocol.Imagined("job", images, eye, eye[:, :3, :3], np.zeros(3, bool), seed=seed) for seed in (5, 6)]
+    order = Order(imagining=Imagining(prompt="a", candidates=2))
+    running.candidates.take(order, made, None)
+    assert "gaussmith.use_candidate" not in drawn(panels.GAUSSMITH_PT_main), "they are of another source"
+    bpy.context.scene.gaussmith.source = "PROMPT"
+    shown = drawn(panels.GAUSSMITH_PT_main)
+    assert shown.count("gaussmith.use_candidate") == 2 and shown.count("gaussmith.more_candidates") == 1
+    assert shown.count("gaussmith.redo_view") == shown.count("gaussmith.replace_view") == 2 * 3
+    assert "Candidate 2   Seed 6" in shown
+    running.candidates.replace_view(running.candidates.items[1], 0, images[0])
+    assert "Candidate 2   Seed 6, changed" in drawn(panels.GAUSSMITH_PT_main)
+
+
+def test_a_picture_with_its_thumbnail(running: studio.Studio, tmp_path: Path) -> None:
+    chosen = bpy.context.scene.gaussmith
+    path = tmp_path / "a.png"
+    chosen.source, chosen.imagining.picture_front = "PICTURE", str(path)
+    drawn(panels.GAUSSMITH_PT_main)
+    assert running.thumbnails.fetch(), "drawing wishes for the thumbnail and touches no file"
+    drawn(panels.GAUSSMITH_PT_main)
+    assert not running.thumbnails.fetch()
+    chosen.imagining.picture_right = str(path)
+    assert "no front end makes any." in " ".join(drawn(imagining_panels.GAUSSMITH_PT_sides))
+
+
+def test_a_contact_sheet() -> None:
+    views = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 40, 20, 4), np.uint8)
+    sheet = contact_sheet(views, 60)  # three columns of 20 pixels would fit, but two rows of 40 do not
+    assert sheet.shape == (40, 30, 4)
+    assert [int(sheet[y, x, 0]) for y in (10, 30) for x in (5, 15, 25)] == [0, 1, 2, 3, 4, 0]
+    assert not sheet[21:, 21:].any()
+
+
 def test_the_result_says_what_made_it(running: studio.Studio) -> None:
     item = bpy.context.object
     item[result.RECIPE] = json.dumps({"psnr": 30.25, "made_by": "Balanced: starter network, 100 steps of fit, 8 views"})
     shown = drawn(panels.GAUSSMITH_PT_result)
     assert "Balanced: starter network, 100 steps" in shown and "of fit, 8 views" in shown and "Match: 30.2 dB" in shown
+    assert "gaussmith.generate_again" not in shown
+    item[result.RECIPE] = json.dumps({"imagined_by": "Starter: a red chair (seed 3)", "imagining": {}})
+    shown = drawn(panels.GAUSSMITH_PT_result)
+    assert "Starter: a red chair (seed 3)" in shown and "gaussmith.generate_again" in shown
     item[result.RECIPE] = json.dumps({"psnr": None})  # of a file that is older than this line
     assert "gaussmith.select_result" in drawn(panels.GAUSSMITH_PT_result)
 

@@ -10,7 +10,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
-from blender_addon import registration, studio, translations  # noqa: E402
+from blender_addon import imagining_properties, registration, studio, translations  # noqa: E402
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_every_operator_has_a_tooltip_and_blenders_naming() -> None:
 def test_every_setting_has_a_description(nothing_left: None) -> None:
     registration.register()
     groups = (bpy.types.Scene.gaussmith, bpy.types.Object.gaussmith)
-    for group in groups:
-        rna = group.keywords["type"].bl_rna if hasattr(group, "keywords") else group.fixed_type
+    found = [group.keywords["type"].bl_rna if hasattr(group, "keywords") else group.fixed_type for group in groups]
+    for rna in [*found, imagining_properties.GaussmithImagining.bl_rna]:
         for prop in rna.properties:
             if prop.identifier not in ("name", "rna_type"):
                 assert prop.description, prop.identifier
@@ -106,6 +106,20 @@ def test_translations_are_whole_and_of_use(nothing_left: None) -> None:
 
 
 def text_modules() -> list[Any]:
-    from blender_addon import families, generation, operators, panels, properties, session, shelf, weights_panel
+    from blender_addon import (
+        families,
+        front_ends,
+        generation,
+        imagining_operators,
+        imagining_panels,
+        operators,
+        panels,
+        placement,
+        properties,
+        session,
+        shelf,
+        weights_panel,
+    )
 
-    return [families, generation, operators, panels, properties, session, shelf, studio, weights_panel]
+    found = [families, front_ends, generation, imagining_operators, imagining_panels, imagining_properties, operators]
+    return [*found, panels, placement, properties, session, shelf, studio, weights_panel]

@@ -29,8 +29,21 @@ QUICK = {
     "faces": 3000,
 }
 LONG = {"steps": 20_000}
+PROMPT = "a red wooden chair"
+CURSOR = [2.0, 1.0, 0.5]
+IMAGINED = {
+    "source": "PROMPT",
+    "method": "FAST",
+    "output": "SPLATS",
+    "imagining.prompt_front_end": "starter",
+    "imagining.candidates": 2,
+    "imagining.place": "CURSOR",
+    "imagining.size": 1.5,
+    "cursor": CURSOR,
+}
 TABS_WIDTH = 20  # pixels of the strip of tabs at the sidebar's right edge
 RUN_SECONDS = 600  # for eight small pictures and a short fit, on a machine that does other things too
+ENDED = {"DONE", "FAILED", "CANCELLED"}  # phases that end a run
 TRIES = 3
 USUAL_HEIGHT = 24  # pixels; Generate and Cancel are taller
 
@@ -116,6 +129,40 @@ class Window:
         part = ["-window", "root", "-crop", f"{width}x{height}+{x}+{y}", "-depth", "8", "rgb:-"]
         return subprocess.run(["import", *part], check=True, capture_output=True).stdout
 
+    def type_prompt(self, text: str) -> None:
+        """Clicks the panel's field, types, and presses Return, until Blender has taken all of it."""
+        x, y, width, height = self.state()["sidebar"]
+        for _ in range(TRIES):
+            self.move(x + width / 2, y + height - 5)  # away from the fields, so that none is lit
+            time.sleep(0.5)
+            place = long_field(self.screen(x, y, width, height), width, tuple(self.state()["text_colour"]))
+            if place is None:
+                continue
+            self.move(x + place[0], y + place[1])
+            self.click()
+            for words in (("key", "ctrl+a"), ("type", "--delay", "60", text), ("key", "Return")):
+                subprocess.run(["xdotool", *words], check=True)
+                time.sleep(2)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                if self.state()["prompt"] == text:
+                    return
+                time.sleep(0.2)
+        self.picture("failed")
+        raise SystemExit(f"the panel did not take the prompt; it holds {self.state()['prompt']!r}")
+
+
+def long_field(pixels: bytes, width: int, colour: tuple[int, ...]) -> tuple[int, int] | None:
+    """The middle of the first row, from the top, of which the colour fills an unbroken half."""
+    for y in range(0, len(pixels) // (3 * width), 4):
+        run = 0
+        for x in range(width):
+            pixel = pixels[3 * (y * width + x) : 3 * (y * width + x) + 3]
+            run = run + 1 if all(abs(a - b) <= 3 for a, b in zip(pixel, colour, strict=True)) else 0
+            if run > width // 2:
+                return x - run // 2, y + USUAL_HEIGHT // 3
+    return None
+
 
 def tall_button(pixels: bytes, width: int, colour: tuple[int, ...]) -> tuple[int, int] | None:
     """Where the longest run of the colour down any column has its middle, if a button of usual height is shorter."""
@@ -151,11 +198,39 @@ def use(window: Window) -> dict[str, Any]:
     undo_seconds = undo_and_redo(window, done["last_result"])
     cancel_seconds = cancel_another(window)
     window.picture("6_cancelled")
+    after_cancel = window.state()["objects"] == done["objects"]
+    imagined = imagine(window)
     return {
         **{"added": sorted(set(done["objects"]) - set(before)), "fractions": fractions, "labels": labels},
         **{"cancel_seconds": cancel_seconds, "undo_seconds": undo_seconds, "figures": window.state()["figures"]},
-        "after_cancel": window.state()["objects"] == done["objects"],
+        **{"after_cancel": after_cancel, "imagined": imagined},
     }
+
+
+def imagine(window: Window) -> dict[str, Any]:
+    """Types a prompt, makes two sets of views, chooses the second, and gets its result at the 3D cursor."""
+    before = window.state()["objects"]
+    window.choose(IMAGINED)
+    window.type_prompt(PROMPT)
+    window.picture("7_prompt")
+    window.press("the making of views", lambda state: state["phase"] == "IMAGINING")
+    found = window.until("the choice", lambda state: state["phase"] in ENDED | {"CHOOSING"}, RUN_SECONDS)
+    if found["phase"] != "CHOOSING":
+        window.picture("failed")
+        raise SystemExit(f"the views ended as {found['phase']}: {found['problem']}")
+    time.sleep(3)  # their pictures are drawn
+    window.picture("8_candidates")
+    window.choose(IMAGINED | {"use": found["candidates"][1]})
+    window.until("the chosen result", lambda state: state["phase"] in ENDED, RUN_SECONDS)
+    done = window.state()
+    if done["phase"] != "DONE":
+        window.picture("failed")
+        raise SystemExit(f"the chosen views ended as {done['phase']}: {done['problem']}")
+    window.choose(IMAGINED | {"shading": "MATERIAL"})
+    time.sleep(45)  # the first drawing compiles its shaders
+    window.picture("9_imagined")
+    added = sorted(set(done["objects"]) - set(before))
+    return {"added": added, "candidates": len(found["candidates"]), "place": done["places"][done["last_result"]]}
 
 
 def undo_and_redo(window: Window, result: str) -> float:
@@ -182,7 +257,7 @@ def watch(window: Window) -> tuple[list[float], list[str]]:
         if phase == "RECONSTRUCTING" and fraction > 0.3 and not pictured:
             window.picture("3_progress")
             pictured = True
-        if phase in ("DONE", "FAILED", "CANCELLED"):
+        if phase in ENDED:
             break
         time.sleep(0.1)
     if window.state()["phase"] != "DONE":

@@ -18,6 +18,7 @@ STATE, SETTINGS = (Path(name) for name in sys.argv[sys.argv.index("--") + 1 :][:
 PACKAGE = next(name for name in bpy.context.preferences.addons.keys() if name.endswith(".gaussmith"))
 SCENE = bpy.context.scene.name  # during a capture an older Blender's window shows another for a while
 studio = importlib.import_module(f"{PACKAGE}.blender_addon.studio")
+USED: list[int] = []  # candidates that have been chosen
 
 
 def sidebar() -> tuple[bpy.types.Area, bpy.types.Region]:
@@ -25,9 +26,9 @@ def sidebar() -> tuple[bpy.types.Area, bpy.types.Region]:
     return area, next(region for region in area.regions if region.type == "UI")
 
 
-def button_colour() -> list[int]:
-    """What the theme paints buttons with, 0..255."""
-    theme = bpy.context.preferences.themes[0].user_interface.wcol_tool
+def colour_of(widget: str) -> list[int]:
+    """What the theme paints a kind of widget with, 0..255."""
+    theme = getattr(bpy.context.preferences.themes[0].user_interface, widget)
     return [round(255 * value) for value in theme.inner[:3]]
 
 
@@ -38,12 +39,16 @@ def state() -> dict[str, Any]:
     found: dict[str, Any] = {
         "sidebar": [region.x, window.height - region.y - region.height, region.width, region.height],
         "category": getattr(region, "active_panel_category", ""),
-        "button_colour": button_colour(),
+        "button_colour": colour_of("wcol_tool"),
+        "text_colour": colour_of("wcol_text"),
         "shading": area.spaces[0].shading.type,
         "problem": running.problem.sentence if running.problem else "",
         "backend": running.session.state.value,
         "objects": sorted(item.name for item in bpy.data.scenes[SCENE].objects),
         "last_result": bpy.data.scenes[SCENE].gaussmith.last_result,
+        "places": {item.name: list(item.location) for item in bpy.data.scenes[SCENE].objects if item.type == "EMPTY"},
+        "prompt": bpy.data.scenes[SCENE].gaussmith.imagining.prompt,
+        "candidates": [item.number for item in running.candidates.items],
         "figures": vars(running.figures),
     }
     if run is not None:
@@ -73,10 +78,24 @@ def apply_settings() -> None:
             item.hide_set(item.name in hidden)
     area, _ = sidebar()
     area.spaces[0].shading.type = wanted.pop("shading", "SOLID")
+    bpy.data.scenes[SCENE].cursor.location = wanted.pop("cursor", (0, 0, 0))
+    use = wanted.pop("use", 0)
     chosen = bpy.data.scenes[SCENE].gaussmith
     for name, value in wanted.items():
-        if getattr(chosen, name) != value:
-            setattr(chosen, name, value)
+        *groups, field = name.split(".")
+        owner = getattr(chosen, groups[0]) if groups else chosen
+        if getattr(owner, field) != value:
+            setattr(owner, field, value)
+    if use and use not in USED:
+        use_candidate(use)
+
+
+def use_candidate(number: int) -> None:
+    """Presses a candidate's Use, whose place in the panel is not known outside; once."""
+    USED.append(number)
+    window = bpy.context.window_manager.windows[0]
+    with bpy.context.temp_override(window=window, scene=window.scene, view_layer=window.view_layer):
+        bpy.ops.gaussmith.use_candidate(number=number)
 
 
 def prepare() -> None:

@@ -85,7 +85,8 @@ def bad_input(bench: Bench) -> None:
     """Exit status 2 and one sentence that names what was wrong."""
     wrong = {
         "--object": ("--object", "Nobody"),
-        "--prompt": ("--prompt", "a chair"),
+        "does not suit": ("--prompt", "a chair", "--model", "lgm"),
+        "no_such.png": ("--image", "no_such.png"),
         "between 4 and 64": ("--views", "1"),
         "no_such.json": ("--transforms", "no_such.json"),
     }
@@ -138,7 +139,9 @@ def captures(bench: Bench) -> None:
 
 
 def window(bench: Bench) -> None:
-    """Opens the panel, clicks Generate with the mouse, watches the bar, gets splats, cancels another run."""
+    """Opens the panel, clicks Generate with the mouse, watches the bar, gets splats, cancels another run; then types a
+    prompt, and gets what was chosen of two candidates at the 3D cursor.
+    """
     out = bench.out / f"window-{time.strftime('%H%M%S')}"
     out.mkdir()
     bench.call("gui", str(HERE / "gui.sh"), str(out), scene("01_default_cube"), str(bench.python))
@@ -147,6 +150,9 @@ def window(bench: Bench) -> None:
     assert len(found["fractions"]) >= 4 and found["fractions"] == sorted(found["fractions"]), found["fractions"]
     assert found["after_cancel"], "the cancelled run changed the scene"
     assert found["cancel_seconds"] < 3 * crowding(), found["cancel_seconds"]
+    imagined = found["imagined"]
+    assert len(imagined["added"]) == 2, f"an empty and splats: {imagined['added']}"
+    assert imagined["candidates"] == 2 and imagined["place"] == [2.0, 1.0, 0.5], imagined
 
 
 def short_ticks(bench: Bench) -> None:
