@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from test_captioned import model
+from test_starter_views import TINY
 
 from backend import views_objects, views_training
 from backend.cameras import rig_cameras
 from backend.monitor import Silent
-from backend.multiview.starter_network import Autoencoder, Denoiser, StarterConfig
+from backend.multiview.starter_network import Autoencoder, Denoiser
 from backend.photograph import photograph
 from backend.views_objects import Objects, Wanted, make_objects, planes, read_objects
 from backend.views_training import (
@@ -33,20 +34,6 @@ from backend.views_training import (
 )
 from blender_addon.front_ends import FRONT_ENDS
 
-TINY = StarterConfig(
-    side=32,
-    square=8,
-    channels=4,
-    fold=4,
-    features=8,
-    decoder=(1, 1),
-    patch=1,
-    width=16,
-    layers=2,
-    heads=2,
-    words=6,
-    text=8,
-)
 CONFIG = ViewsConfig(
     TINY,
     autoencoder=Part(steps=300, batch=4, rate=5e-3, average=0.9),
