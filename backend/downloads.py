@@ -1,7 +1,7 @@
 """Fetching, checking and removing the catalogue's checkpoints, and the licences that were accepted for them.
 
-A download that was interrupted goes on where it was. A file gets its name once its bytes have the hub's hash; a
-checkpoint counts as fetched once all of its files have.
+A download that was interrupted goes on where it was. What another checkpoint has already is not downloaded again. A
+file gets its name once its bytes have the hub's hash; a checkpoint counts as fetched once all of its files have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from filelock import FileLock, Timeout
 
 from backend.bad_input import BadInput
 from backend.hub import RemoteFile, TransferError, Transport
-from backend.weights import RECORD, Entry, File, disk_bytes, folder_of, record_of, tensors_of, weights_folder
+from backend.weights import (
+    RECORD,
+    Entry,
+    File,
+    disk_bytes,
+    fetched_file,
+    folder_of,
+    record_of,
+    tensors_of,
+    weights_folder,
+)
 from blender_addon.atomic_file import replacing
 
 LICENCES = "licences.json"  # in the weights folder: what was accepted, by name
@@ -104,7 +114,10 @@ def _fetch_files(entry: Entry, folder: Path, transport: Transport, tell: Tell) -
     for file in entry.files:
         remotes[file] = _describe(file, file.repository or entry.repository, transport, revisions)
     total, done = sum(remote.bytes for remote in remotes.values()), 0
-    _check_space(folder, total - sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+    here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    absent = [remote for file, remote in remotes.items() if not (folder / file.local).is_file()]
+    linked = sum(remote.bytes for remote in absent if fetched_file(remote.digest, remote.bytes))
+    _check_space(folder, total - here - linked)
     for file, remote in remotes.items():
         (folder / file.local).parent.mkdir(parents=True, exist_ok=True)
         _fetch_file(folder / file.local, remote, transport, _from(tell, done, total))
@@ -136,7 +149,11 @@ def _fetch_file(path: Path, remote: RemoteFile, transport: Transport, tell: Tell
             other.unlink()
         if part.is_file() and part.stat().st_size > remote.bytes:
             part.unlink()
-        transport.append(remote, part, lambda count: tell(f"Downloading {path.name}", count, remote.bytes))
+        twin = None if part.is_file() else fetched_file(remote.digest, remote.bytes)
+        if twin is not None:
+            _link(twin, part)
+        else:
+            transport.append(remote, part, lambda count: tell(f"Downloading {path.name}", count, remote.bytes))
     else:
         path.replace(part)  # of a fetch that was interrupted after this file: checked as if new
     try:
@@ -145,6 +162,14 @@ def _fetch_file(path: Path, remote: RemoteFile, transport: Transport, tell: Tell
         part.unlink()  # going on from it would never end well
         raise
     part.replace(path)
+
+
+def _link(twin: Path, path: Path) -> None:
+    """The same bytes under another name, without more room where the disk can do that."""
+    try:
+        path.hardlink_to(twin)
+    except OSError:
+        shutil.copyfile(twin, path)
 
 
 def _check(path: Path, digest: str, tell: Tell) -> None:

@@ -23,8 +23,9 @@ import trimesh.sample
 
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views
+from backend.compositing import over
 from backend.lpips import Lpips
-from backend.metrics import alpha_iou, closeness, object_box, over, psnr, ssim
+from backend.metrics import alpha_iou, closeness, object_box, psnr, ssim
 from backend.rendering import straight_rgba
 from backend.texturing import TexturedMesh, render_textured
 from backend.transforms import read_views

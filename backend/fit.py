@@ -13,10 +13,11 @@ from torch import Tensor
 
 from backend import losses
 from backend.cameras import Cameras, Views
+from backend.compositing import over, premultiplied, straight
 from backend.densify import Growth, GrowthConfig, grow, is_due
 from backend.gaussians import Gaussians
 from backend.hull import NothingSeen
-from backend.metrics import over, psnr
+from backend.metrics import psnr
 from backend.monitor import Monitor, Silent
 from backend.rendering import render
 from backend.splat_adam import LearningRates, SplatAdam
@@ -197,9 +198,8 @@ def reduce_views(views: Views, longest_side: int) -> Views:
 
 def _reduced_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """[H,W,4] straight alpha, averaged premultiplied, to [*size,4]."""
-    premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1)
-    small = F.adaptive_avg_pool2d(premultiplied.permute(2, 0, 1)[None], size)[0].permute(1, 2, 0)
-    return torch.cat([small[..., :3] / small[..., 3:].clamp_min(1e-6), small[..., 3:]], dim=-1).clamp(0, 1)
+    small = F.adaptive_avg_pool2d(premultiplied(image).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0)
+    return straight(small)
 
 
 def frame_of(gaussians: Gaussians) -> Frame:

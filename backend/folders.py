@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views, best_spread
+from backend.compositing import premultiplied, straight
 from backend.datasets import cameras_of, frame_of, object_folders, read_object
 from backend.fit import Frame
 from backend.hull import NothingSeen
@@ -136,9 +137,10 @@ def _close_up(sample: Sample, size: int, room: float) -> Sample:
     depth = torch.zeros(views.images.shape[:3]) if views.depth is None else views.depth
     for image, own_depth, normals, K in zip(views.images, depth, sample.normals, views.cameras.Ks, strict=True):
         window = _window(image[..., 3], room)
-        ink = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1).permute(2, 0, 1)
+        ink = premultiplied(image).permute(2, 0, 1)
         surface = torch.cat([own_depth[None], normals.permute(2, 0, 1)])
-        rows.append((_straight(window.cut(ink, size, "smooth")), window.cut(surface, size, "nearest")))
+        cut = window.cut(ink, size, "smooth").clamp(0, 1).permute(1, 2, 0)
+        rows.append((straight(cut), window.cut(surface, size, "nearest")))
         Ks.append(window.intrinsics(K, size))
     images, surfaces = (torch.stack(parts) for parts in zip(*rows, strict=True))
     cameras = replace(views.cameras, Ks=torch.stack(Ks), width=size, height=size)
@@ -167,10 +169,3 @@ def _ends(seen: Tensor) -> tuple[int, int]:
 def _kept(start: int, size: int, length: int) -> int:
     """The start nearest to this one of a stretch of `size` within 0..length, where it fits; else in its middle."""
     return (length - size) // 2 if size > length else min(max(start, 0), length - size)
-
-
-def _straight(ink: Tensor) -> Tensor:
-    """[4,S,S] premultiplied -> [S,S,4] straight alpha."""
-    alpha = ink[3:].clamp(0, 1)
-    colour = torch.where(alpha > 0, ink[:3] / alpha.clamp_min(1e-6), 0.0).clamp(0, 1)
-    return torch.cat([colour, alpha]).permute(1, 2, 0).contiguous()

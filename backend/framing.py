@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.cameras import BadInput, Cameras, Views, look_at, rays
+from backend.compositing import premultiplied
 from backend.hull import meeting_point
 from backend.ray_marching import Marched
 from backend.triplane import Triplane
@@ -186,8 +187,8 @@ def _through(homography: Tensor, image: Tensor, side: int) -> Tensor:
     places = torch.stack([u, v, torch.ones_like(u)], dim=-1) @ homography.T
     size = torch.tensor([image.shape[1], image.shape[0]], dtype=torch.float64)
     places = (2 * places[..., :2] / places[..., 2:] / size - 1).to(image)
-    premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1).permute(2, 0, 1)
-    picture = F.grid_sample(premultiplied[None], places[None], mode="bicubic", align_corners=False)[0]
+    ink = premultiplied(image).permute(2, 0, 1)
+    picture = F.grid_sample(ink[None], places[None], mode="bicubic", align_corners=False)[0]
     return picture.permute(1, 2, 0).clamp(0, 1)
 
 

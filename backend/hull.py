@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from backend.cameras import Cameras, Views
+from backend.compositing import premultiplied
 
 MASK_LIMIT = 512  # pixels of a side; finer masks than this change no voxel of the grids in use
 MARGIN = 0.04  # the box grows by this share of its largest side, so that the surface closes inside the grid
@@ -114,10 +115,10 @@ def mean_colours(views: Views, grid: VoxelGrid) -> Tensor:
     height, width = views.cameras.height, views.cameras.width
     for view in range(len(views)):
         image = views.images[view]
-        premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1).permute(2, 0, 1)[None]
+        colours = premultiplied(image).permute(2, 0, 1)[None]
         pixels, depth = project(centres, views.cameras, view)
         place = (2 * pixels / torch.tensor([width, height]) - 1).reshape(1, grid.shape[0], -1, 2)
-        sampled = F.grid_sample(premultiplied, place, align_corners=False)[0].permute(1, 2, 0).reshape(*grid.shape, 4)
+        sampled = F.grid_sample(colours, place, align_corners=False)[0].permute(1, 2, 0).reshape(*grid.shape, 4)
         ahead = (depth > 0)[..., None]
         total += torch.where(ahead, sampled[..., :3], 0.0)
         weight += torch.where(ahead, sampled[..., 3:], 0.0)

@@ -20,12 +20,6 @@ def psnr(got: Tensor, want: Tensor) -> Tensor:
     return -10 * torch.log10((got - want).square().mean().clamp_min(1e-10))
 
 
-def over(images: Tensor, background: Tensor | float) -> Tensor:
-    """[...,4] straight alpha, composited in sRGB over a background (a number or [3]) -> [...,3]."""
-    alpha = images[..., 3:]
-    return images[..., :3] * alpha + background * (1 - alpha)
-
-
 def ssim(got: Tensor, want: Tensor, *, every: int = 1) -> Tensor:
     """[] mean structural similarity of pictures [V,H,W,C] or [H,W,C] with range 0..1, at every n-th window either way.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backend import grid_kernels
 from backend.cameras import Cameras, Views, rays
+from backend.compositing import premultiplied
 from backend.hull import VoxelGrid, common_box, grid_over, mean_colours, visual_hull, voxel_pixels
 
 FAINTEST = 1e-6  # density that still has a logarithm
@@ -211,9 +212,8 @@ def _observations(views: Views, fitted: RadianceGrid, config: GridConfig) -> tup
     shrink_x, shrink_y = (max(1.0, pixels / config.pixels_per_voxel) for pixels in voxel)
     size = (max(1, round(views.cameras.height / shrink_y)), max(1, round(views.cameras.width / shrink_x)))
     cameras = views.cameras.resized(size[1], size[0])
-    images = views.images
-    premultiplied = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], -1).permute(0, 3, 1, 2)
-    reduced = F.adaptive_avg_pool2d(premultiplied, size).permute(0, 2, 3, 1).reshape(-1, 4)
+    ink = premultiplied(views.images).permute(0, 3, 1, 2)
+    reduced = F.adaptive_avg_pool2d(ink, size).permute(0, 2, 3, 1).reshape(-1, 4)
     marched = _rays_through(fitted.grid, cameras, config.stride)
     solid = fitted.values.copy()
     solid[..., 0] = np.where(fitted.free, 5.0, -grid_kernels.BOUND)

@@ -37,7 +37,8 @@ from backend import training_report as report
 from backend import training_state as state
 from backend.bad_input import BadInput
 from backend.checkpoint_files import Family, load_into, read_checkpoint
-from backend.metrics import over, psnr
+from backend.compositing import over
+from backend.metrics import psnr
 from backend.monitor import Monitor, Silent
 from backend.recipes import Batch, Recipe, recipe_of
 from backend.rendering import cuda_problem, render

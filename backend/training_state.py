@@ -44,7 +44,7 @@ class AveragingAdamW(torch.optim.AdamW):
             {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
             {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
         ]
-        super().__init__([group for group in groups if group["params"]], betas=BETAS)
+        super().__init__([group for group in groups if group["params"]], betas=BETAS, fused=True)
         self.average = average
 
     @torch.no_grad()

@@ -19,14 +19,18 @@ from torch import Tensor, nn
 
 from backend.cameras import Cameras, Views, rig_cameras
 from backend.captioned import RIG
+from backend.compositing import premultiplied, straight
 from backend.evaluate import Guess, Reconstructor
 from backend.fit import FitConfig, fit
+from backend.gaussians import Gaussians, transform
 from backend.matting import recentred
+from backend.metrics import object_box
 from backend.monitor import Monitor, Silent
 from backend.multiview import Sampler, Wish
 from backend.pipelines import ReconstructOptions, reconstruct
 from backend.rendering import render, straight_rgba
 from backend.views_objects import Objects, planes
+from backend.wording import COLOUR_WORDS
 from blender_addon.front_ends import FRONT_ENDS
 
 # what nobody tells apart in four small pictures
@@ -45,6 +49,10 @@ BASIC_COLOUR = {
     "lavender": "purple", "magenta": "pink", "salmon": "pink",
 }  # fmt: skip
 LEAST_SEEN = 12  # objects of a kind that the classifier can know
+FAINT = 1 / 255  # alpha below which a pixel's colour is none
+ROUNDS = 3  # of bringing a result to where its picture has it
+LEVELS = 6  # of red, green and blue, that the classifier tells apart
+UNTOLD = -100  # the number of no colour
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,22 @@ class Classifier(nn.Module):
         widths = (5 * views, 32, 64, 96, 128, 128)
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3))
-        self.kinds, self.colours = nn.LazyLinear(kinds), nn.LazyLinear(colours)
+        self.kinds = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.LazyLinear(kinds))
+        self.colours = nn.Sequential(nn.Linear(LEVELS**3, 96), nn.ReLU(), nn.Dropout(0.3), nn.Linear(96, colours))
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         brightness = views[:, :, :3].mean(2, keepdim=True) / views[:, :, 3:].clamp_min(0.05)
-        features = self.layers(torch.cat([views, brightness], 2).flatten(1, 2))
-        return self.kinds(features), self.colours(features)
+        kinds = self.kinds(torch.cat([views, brightness], 2).flatten(1, 2))
+        return kinds, self.colours(histogram(views).sqrt())
+
+
+def histogram(views: Tensor) -> Tensor:
+    """[B,LEVELS^3] shares of what is to be seen in views [B,V,4,S,S], premultiplied, by levels of red, green, blue."""
+    seen = straight(views.movedim(2, -1).flatten(1, 3), FAINT)  # [B,V*S*S,4]
+    levels = (seen[..., :3] * LEVELS).long().clamp_max(LEVELS - 1)
+    places = (levels[..., 0] * LEVELS + levels[..., 1]) * LEVELS + levels[..., 2]
+    shares = torch.zeros(len(views), LEVELS**3).scatter_add_(1, places, seen[..., 3])
+    return shares / shares.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 @dataclass(frozen=True)
@@ -108,11 +125,9 @@ def trained_judge(objects: Objects, *, steps: int, batch: int = 48, seed: int = 
     kinds, colours = [kind_of(name) for name in objects.kinds], [colour_of(name) for name in objects.colours]
     common = tuple(sorted({kind for kind in kinds if kinds.count(kind) >= LEAST_SEEN}))
     named = tuple(sorted({colour for colour in colours if colour}))
-    rows = np.array(
-        [n for n, (kind, colour) in enumerate(zip(kinds, colours, strict=True)) if kind in common and colour]
-    )
+    rows = np.array([number for number, kind in enumerate(kinds) if kind in common])
     kind = torch.tensor([common.index(kinds[row]) for row in rows])
-    colour = torch.tensor([named.index(colours[row]) for row in rows])
+    colour = torch.tensor([named.index(colours[row]) if colours[row] else UNTOLD for row in rows])
     torch.manual_seed(seed)
     model, chance = Classifier(4, len(common), len(named)), np.random.default_rng(seed)
     model(torch.zeros(2, 4, 4, RIG.side, RIG.side))
@@ -123,7 +138,8 @@ def trained_judge(objects: Objects, *, steps: int, batch: int = 48, seed: int = 
         views = planes(objects.images[rows[chosen], :4])
         kind_logits, colour_logits = model(views)
         loss = F.cross_entropy(kind_logits, kind[chosen], label_smoothing=0.1)
-        loss = loss + F.cross_entropy(colour_logits, colour[chosen], label_smoothing=0.1)
+        if bool((colour[chosen] != UNTOLD).any()):
+            loss = loss + F.cross_entropy(colour_logits, colour[chosen], ignore_index=UNTOLD, label_smoothing=0.1)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -146,12 +162,17 @@ def agreement(
     starter = FRONT_ENDS["starter"]
     made = []
     for number, row in enumerate(rows):
-        text = f"a {unseen.colours[row]} {unseen.kinds[row]}" if number % 2 else unseen.prompts[row][0]
+        text = asked(unseen.kinds[row], unseen.colours[row], unseen.prompts[row] if number % 2 else ())
         made.append(sampler.sample(Wish(text, "", None, starter.steps, starter.guidance, number), monitor))
-    views = torch.stack(made).movedim(-1, 2)
-    views = torch.cat([views[:, :, :3] * views[:, :, 3:], views[:, :, 3:]], dim=2)
+    views = premultiplied(torch.stack(made)).movedim(-1, 2)
     true = judge.shares(planes(unseen.images[rows, :4]), kinds, colours)
     return Agreement(*judge.shares(views, kinds, colours), *true, len(rows)), views
+
+
+def asked(kind: str, colour: str, prompts: Sequence[str]) -> str:
+    """The first of the prompts that names the colour, in any word for it; else the plainest of all."""
+    words = (colour, *COLOUR_WORDS.get(colour, ()))
+    return next((text for text in prompts if any(word in text for word in words)), f"a {colour} {kind}")
 
 
 def consistency(views: Tensor, seed: int = 0) -> float:
@@ -171,11 +192,35 @@ def from_one_picture(sampler: Sampler, seed: int = 0) -> Reconstructor:
         views = sampler.sample(Wish("", "", picture, starter.steps, starter.guidance, seed), Silent())
         options = ReconstructOptions(model=starter.models[0])
         made = reconstruct(Views(views, rig_cameras(RIG)), options, Silent()).gaussians
+        made = as_in(inputs.images[0], inputs.cameras[[0]], made)
         seconds = time.perf_counter() - start
         with torch.no_grad():
             return Guess(straight_rgba(render(made, cameras)), seconds)
 
     return reconstructor
+
+
+@torch.no_grad()
+def as_in(picture: Tensor, camera: Cameras, made: Gaussians) -> Gaussians:
+    """What was made of a picture [H,W,4], which a camera took that looks at the origin: scaled and moved, so that this
+    camera sees it as large and where the picture has it.
+    """
+    (middle, size), K, c2w = _middle_and_size(picture[..., 3]), camera.Ks[0], camera.c2w[0]
+    for _ in range(ROUNDS):  # a lens shows what is off its axis, or nearer, a little otherwise
+        own_middle, own_size = _middle_and_size(render(made, camera).alpha[0])
+        scale, matrix = size / own_size, torch.eye(4)
+        pixels = (middle - K[:2, 2]) - scale * (own_middle - K[:2, 2])
+        matrix[:3, :3] *= scale
+        matrix[:3, 3] = c2w[:3, :2] @ (pixels / K.diagonal()[:2]) * c2w[:3, 3].norm()
+        made = transform(made, matrix)
+    return made
+
+
+def _middle_and_size(alpha: Tensor) -> tuple[Tensor, float]:
+    """Of what alpha [H,W] shows: x and y of its middle [2], and its longest side, pixels."""
+    rows, columns = object_box(alpha)
+    middle = torch.tensor([columns.start + columns.stop, rows.start + rows.stop]) / 2
+    return middle, float(max(rows.stop - rows.start, columns.stop - columns.start))
 
 
 def mean_object(learned: Objects) -> Reconstructor:
@@ -187,12 +232,6 @@ def mean_object(learned: Objects) -> Reconstructor:
         near = (cameras.centres @ rig_cameras(RIG).centres.T).argmax(1)
         shown = planes((255 * mean[near.numpy()]).astype(np.uint8))
         shown = F.interpolate(shown, (cameras.height, cameras.width), mode="bilinear").movedim(1, -1)
-        return Guess((straight(shown) * 255).round().byte().numpy(), 0.0)
+        return Guess((straight(shown, FAINT) * 255).round().byte().numpy(), 0.0)
 
     return reconstructor
-
-
-def straight(images: Tensor) -> Tensor:
-    """[...,4] with straight alpha, of premultiplied colours, 0..1."""
-    alpha = images[..., 3:]
-    return torch.cat([(images[..., :3] / alpha.clamp_min(1 / 255)).clamp(0, 1), alpha], -1)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from backend.bad_input import BadInput
-from backend.evaluate import evaluate, find_objects, read_entries
+from backend.compositing import over, straight
+from backend.evaluate import Entry, Failure, Reconstructor, evaluate, find_objects, read_entries
 from backend.exit_status import BAD_INPUT, BROKEN, SUCCESS, complain
-from backend.metrics import over
 from backend.monitor import Silent
 from backend.multiview import Budget, Sampler, Wish, load
-from backend.views_evaluation import agreement, consistency, from_one_picture, mean_object, straight, trained_judge
-from backend.views_objects import Objects, Wanted, make_objects, read_objects
+from backend.views_evaluation import agreement, consistency, from_one_picture, mean_object, trained_judge
+from backend.views_objects import FILE, Objects, Wanted, make_objects, read_objects
 from backend.weights import STARTER
 from blender_addon.atomic_file import replacing
 from blender_addon.front_ends import FRONT_ENDS
@@ -62,6 +61,8 @@ OTHERS = (
     "a dark green sofa",
 )
 SIDE, TEXT, COLUMNS = 96, 16, 2  # of a view on the sheet, of a line under it, and of prompts beside one another
+UNKNOWN = 1.4  # times the prompts: objects that are made for them, as the classifier does not know every kind
+COMPARED = (1, 4, 7)  # test views that are shown side by side
 CONSISTENT = 8  # sets of views that a fit is made of
 
 
@@ -79,7 +80,8 @@ def _evaluate(given: argparse.Namespace) -> int:
     sampler = load("starter", given.weights or STARTER, Budget(torch.device("cpu")))
     given.out.mkdir(parents=True, exist_ok=True)
     sheet(sampler, UNSEEN + PARAPHRASES + OTHERS).save(given.out / "sheet.png")
-    config = Wanted(objects=given.objects, held_out=given.prompts, assets=given.assets)
+    apart = FILE * -(-UNKNOWN * given.prompts // FILE)
+    config = Wanted(objects=given.objects, held_out=int(apart), assets=given.assets)
     make_objects(config, given.out / "objects", Silent())
     learned, unseen = (read_objects(config, given.out / "objects", held_out=part) for part in (False, True))
     judge = trained_judge(learned, steps=given.steps)
@@ -88,7 +90,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     fits = [consistency(one) for one in some]
     figures = vars(found) | {"kinds": len(judge.kinds), "consistency": statistics.fmean(fits), "least": min(fits)}
     if given.pictures is not None:
-        figures |= _from_one_picture(given.pictures, sampler, learned)
+        entries = list(read_entries(find_objects(given.pictures)))
+        side_by_side(entries, from_one_picture(sampler)).save(given.out / "pictures.png")
+        figures |= _from_one_picture(entries, sampler, learned)
     with replacing(given.out / "views.json") as file:
         file.write(json.dumps(figures, indent=1).encode())
     for name, value in figures.items():
@@ -96,9 +100,8 @@ def _evaluate(given: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _from_one_picture(dataset: Path, sampler: Sampler, learned: Objects) -> dict[str, float]:
+def _from_one_picture(entries: list[Entry | Failure], sampler: Sampler, learned: Objects) -> dict[str, float]:
     """Mean PSNR and overlap of the masks, of what one picture became and of the mean object."""
-    entries = list(read_entries(find_objects(dataset)))
     told: dict[str, float] = {}
     for name, method in (("picture", from_one_picture(sampler)), ("mean_object", mean_object(learned))):
         found = evaluate(entries, method, method=name).mean()
@@ -123,3 +126,22 @@ def sheet(sampler: Sampler, prompts: tuple[str, ...]) -> Image.Image:
         )
         draw.text((x + 4, y + SIDE + 1), prompt, fill="black")
     return picture
+
+
+def side_by_side(entries: list[Entry | Failure], method: Reconstructor) -> Image.Image:
+    """A row for each object, over white: the picture, then some other views, each as it is and as it was made of the
+    picture.
+    """
+    whole = [entry for entry in entries if isinstance(entry, Entry)]
+    sheet = Image.new("RGB", ((1 + 2 * len(COMPARED)) * SIDE, len(whole) * SIDE), "white")
+    for row, entry in enumerate(whole):
+        guess = method(entry.inputs, entry.tests.cameras)
+        made = torch.from_numpy(guess.images).float() / 255
+        shown = [entry.inputs.images[0]]
+        for view in COMPARED:
+            shown += [entry.tests.images[view], made[view]]
+        for column, picture in enumerate(shown):
+            pixels = (over(picture, 1.0).clamp(0, 1) * 255).round().byte().numpy()
+            small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (column * SIDE, row * SIDE))
+    return sheet

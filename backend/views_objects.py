@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backend.captioned import captioned
+from backend.compositing import premultiplied
 from backend.monitor import Monitor
 from blender_addon.atomic_file import replacing
 
@@ -78,8 +79,7 @@ def _make_file(seed: int, assets: Path | None, folder: Path, number: int, held_o
     made = [captioned(seed, index, assets, held_out=held_out) for index in range(number * FILE, (number + 1) * FILE)]
     with replacing(path.with_suffix(".json")) as file:
         file.write(json.dumps([[one.kind, one.colour, *one.prompts] for one in made]).encode())
-    images = torch.stack([torch.cat([one.views, one.pictures]) for one in made])
-    images = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], -1)
+    images = premultiplied(torch.stack([torch.cat([one.views, one.pictures]) for one in made]))
     with replacing(path) as file:
         np.save(file, (images * 255).round().byte().numpy())
 

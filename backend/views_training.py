@@ -18,6 +18,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +28,14 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backend import training_report as report
 from backend import training_state as state
 from backend.bad_input import BadInput
 from backend.monitor import Monitor
 from backend.multiview.starter import described
-from backend.multiview.starter_network import Autoencoder, Denoiser, StarterConfig, StarterViews
+from backend.multiview.starter_network import Autoencoder, Denoiser, StarterConfig, StarterViews, shifted
 from backend.multiview.words import Words
 from backend.rendering import cuda_problem
 from backend.train_config import read_as
@@ -44,10 +46,12 @@ log = logging.getLogger(__name__)
 
 FAMILY = "views"  # in a configuration
 EVERY = 4  # validations and checkpoints a part of so many minutes
+PICTURES_SHARE = 0.15  # of what is encoded, decoded and made components of: a picture in the place of all the views
 LATENT_NOISE = 0.5  # most that is added where the decoder learns: what is denoised is never exact
 JUDGED_NOISE = 0.1
-GIVEN = (0.45, 0.25, 0.2)  # shares of objects of which a prompt, a picture, or both are given; else nothing
-COMPONENTS_OF = 1000  # views whose squares' principal components are the code
+GIVEN = (0.5, 0.2, 0.2)  # shares of objects of which a prompt, a picture, or both are given; else nothing
+COMPONENTS_OF = 1000  # objects whose squares' principal components are the code
+JUDGED_VIEWS = 48  # objects
 JUDGED, EXAM_BATCH = 192, 32  # held-out objects, and how many at once
 
 
@@ -86,8 +90,8 @@ class ViewsConfig:
     data: Wanted = field(default_factory=Wanted)
     seed: int = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    autoencoder: Part = Part(15.0, batch=24, rate=1.5e-3)
-    denoiser: Part = Part(60.0, batch=64)
+    autoencoder: Part = Part(10.0, batch=12, average=0.99)
+    denoiser: Part = Part(60.0)
 
 
 def config_from(data: Mapping[str, Any], *, minutes: float = 0.0) -> ViewsConfig:
@@ -185,37 +189,57 @@ def picture_loss(got: Tensor, want: Tensor) -> Tensor:
 
 def autoencoder_trainer(config: ViewsConfig, model: Autoencoder, learned: Objects, judged: Objects) -> Trainer:
     """Trains the decoder of details; the components stay as they are."""
-    device = model.scale.device
-    flat, apart = learned.images.reshape(-1, *learned.images.shape[2:]), planes(judged.images[:48, 1]).to(device)
+    device, views = model.scale.device, config.network.views
+    exam = planes(judged.images[:JUDGED_VIEWS, :views]).to(device)
 
     def loss(step: int) -> Tensor:
         chance = np.random.default_rng((config.seed, step, 3))
-        views = planes(flat[chance.integers(len(flat), size=config.autoencoder.batch)]).to(device)
-        views = views if chance.random() < 0.5 else views.flip(-1)
-        latents = model.encode(views)
+        chosen = chance.integers(len(learned.images), size=config.autoencoder.batch)
+        shown = _shown(learned.images[chosen], views, chance).to(device)
+        latents = model.encode(shown)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(device)
         strength = torch.from_numpy(LATENT_NOISE * chance.random((len(latents), 1, 1, 1)) ** 2).to(noise)
         with _precision(config, device):
             got = model.decode(latents + strength * noise)
-        return picture_loss(got.float(), views)
+        return picture_loss(got.float().flatten(0, 1), shown.flatten(0, 1))
 
     def score() -> float:
-        latents = model.encode(apart)
+        latents = model.encode(exam)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
         got = model.decode(latents + JUDGED_NOISE * noise).clamp(0, 1)
-        return -10 * (got - apart).square().mean((1, 2, 3)).clamp_min(1e-10).log10().mean().item()
+        return -10 * (got - exam).square().mean((1, 2, 3, 4)).clamp_min(1e-10).log10().mean().item()
 
     return Trainer("autoencoder", config.autoencoder, model, loss, score, _plain(config))
 
 
+def _shown(images: np.ndarray, views: int, chance: np.random.Generator) -> Tensor:
+    """[B,V,4,S,S] views of objects [B,V+P,S,S,4], or of some a picture as if it were all the views; half of them all
+    in a mirror.
+    """
+    all_of = planes(images)
+    all_of = all_of if chance.random() < 0.5 else _mirrored(all_of)
+    shown = all_of[:, :views].clone()
+    alone = torch.from_numpy(chance.random(len(images)) < PICTURES_SHARE)
+    shown[alone] = all_of[alone, views : views + 1].expand(-1, views, -1, -1, -1)
+    return shown
+
+
+def learn_components(config: ViewsConfig, model: Autoencoder, learned: Objects) -> None:
+    """Those of evenly spread objects."""
+    chosen = learned.images[:: max(1, len(learned.images) // COMPONENTS_OF)]
+    model.learn_components(_shown(chosen, config.network.views, np.random.default_rng((config.seed, 4))))
+
+
 @torch.no_grad()
-def encoded(model: Autoencoder, objects: Objects) -> Tensor:
-    """[2,N,V+P,C,s,s] float16: latents of all pictures, and of the objects in a mirror."""
+def encoded(model: Autoencoder, objects: Objects, views: int) -> Tensor:
+    """[2,N,1+P,C,s,s] float16: latents of the views, and of each picture, and of the objects in a mirror."""
     rows = []
     for first in range(0, len(objects.images), 16):
         images = planes(objects.images[first : first + 16])
-        both = torch.stack([images, _mirrored(images)])
-        rows.append(model.encode(both.flatten(0, 2)).half().unflatten(0, both.shape[:3]))
+        both = torch.cat([images, _mirrored(images)])
+        pictures = both[:, views:, None].expand(-1, -1, views, -1, -1, -1)
+        sets = torch.cat([both[:, None, :views], pictures], dim=1)
+        rows.append(model.encode(sets.flatten(0, 1)).half().unflatten(0, (2, len(images), -1)))
     return torch.cat(rows, dim=1)
 
 
@@ -238,7 +262,8 @@ class Encoded:
 
 def encoded_objects(config: ViewsConfig, model: Autoencoder, objects: Objects, out: Path, name: str) -> Encoded:
     """What the denoiser sees of objects; kept in a file of the run, for it takes minutes."""
-    latents = _kept(out / f"latents_{name}.safetensors", len(objects.images), lambda: encoded(model, objects))
+    count, views = len(objects.images), config.network.views
+    latents = _kept(out / f"latents_{name}.safetensors", count, lambda: encoded(model, objects, views))
     said = [prompt for prompts in objects.prompts for prompt in prompts]
     words = _kept(out / f"words_{name}.safetensors", len(said), lambda: Words()(said, config.network.words).half())
     return Encoded(latents, words.unflatten(0, (len(objects.prompts), -1)))
@@ -265,7 +290,7 @@ def _read(path: Path) -> tuple[Tensor, int]:
 class Lesson:
     """B objects as the denoiser is taught them.
 
-    latents   [B,V,C,s,s] of the views
+    latents   [B,C,s,s] of the views
     noise     as latents
     times     [B] 0..1, how far from the latents to the noise
     words     [B,W,text]
@@ -296,16 +321,16 @@ def denoiser_trainer(config: ViewsConfig, model: Denoiser, learned: Encoded, jud
 def _lesson(learned: Encoded, config: ViewsConfig, step: int) -> Lesson:
     """That of a step: chance says which objects, which of their prompts and pictures, and which of both are given."""
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    views, count = config.network.views, config.denoiser.batch
+    count = config.denoiser.batch
     chosen = torch.randint(learned.latents.shape[1], (count,), generator=rng)
     latents = learned.latents[torch.randint(2, (count,), generator=rng), chosen].float()
     words = learned.words[chosen, torch.randint(learned.words.shape[1], (count,), generator=rng)].float()
-    picture = torch.randint(views, latents.shape[1], (count,), generator=rng)
+    picture = torch.randint(1, latents.shape[1], (count,), generator=rng)
     case = torch.bucketize(torch.rand(count, generator=rng), torch.tensor(GIVEN).cumsum(0))
     return Lesson(
-        latents=latents[:, :views],
-        noise=torch.randn(latents[:, :views].shape, generator=rng),
-        times=torch.randn(count, generator=rng).sigmoid(),  # more in the middle, as in Stable Diffusion 3
+        latents=latents[:, 0],
+        noise=torch.randn(latents[:, 0].shape, generator=rng),
+        times=shifted(torch.rand(count, generator=rng)),
         words=words * ((case == 0) | (case == 2))[:, None, None],
         pictures=latents[torch.arange(count), picture],
         shown=(case == 1) | (case == 2),
@@ -314,17 +339,17 @@ def _lesson(learned: Encoded, config: ViewsConfig, step: int) -> Lesson:
 
 def _exam(judged: Encoded, config: ViewsConfig) -> list[Lesson]:
     """Held-out objects at evenly spread times, half of them by their prompts and half by their pictures."""
-    rng, views, parts = torch.Generator().manual_seed(config.seed), config.network.views, []
+    rng, parts = torch.Generator().manual_seed(config.seed), []
     for first in range(0, min(JUDGED, judged.latents.shape[1]), EXAM_BATCH):
         latents = judged.latents[0, first : first + EXAM_BATCH].float()
         shown = torch.arange(len(latents)) % 2 == 0
         parts.append(
             Lesson(
-                latents=latents[:, :views],
-                noise=torch.randn(latents[:, :views].shape, generator=rng),
+                latents=latents[:, 0],
+                noise=torch.randn(latents[:, 0].shape, generator=rng),
                 times=(torch.arange(len(latents)) + 0.5) / len(latents),
                 words=judged.words[first : first + EXAM_BATCH, 0].float() * ~shown[:, None, None],
-                pictures=latents[:, views],
+                pictures=latents[:, 1],
                 shown=shown,
             )
         )
@@ -336,10 +361,15 @@ def flow_loss(model: Denoiser, lesson: Lesson, config: ViewsConfig) -> Tensor:
     device = next(model.parameters()).device
     on = {name: value.to(device) for name, value in vars(lesson).items()}
     latents, noise, times = on["latents"], on["noise"], on["times"]
-    with _precision(config, device):
-        at = torch.lerp(latents, noise, times[:, None, None, None, None])
+    with _precision(config, device), _attention(device):
+        at = torch.lerp(latents, noise, times[:, None, None, None])
         velocity = model(at, times, on["words"], on["pictures"], on["shown"])
     return F.mse_loss(velocity.float(), noise - latents)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[object]:
+    """Plain products on a CPU: for so few tokens its flash attention is slower, above all backwards."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _precision(config: ViewsConfig, device: torch.device) -> torch.autocast:
@@ -368,14 +398,15 @@ def train_views(config: ViewsConfig, out: Path, monitor: Monitor, *, device: str
     learned, judged = (read_objects(config.data, out / "objects", held_out=part) for part in (False, True))
     torch.manual_seed(config.seed)
     network = StarterViews(config.network)
-    chosen = learned.images[:: max(1, len(learned.images) // COMPONENTS_OF), 0]
-    network.autoencoder.learn_components(planes(chosen))
+    learn_components(config, network.autoencoder, learned)
     parts = [
         encoded_objects(config, network.autoencoder, part, out, name)
         for part, name in ((learned, "train"), (judged, "held"))
     ]
     network.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     denoiser_trainer(config, network.denoiser, *parts).train(out / "denoiser", monitor)
+    if monitor.finish_early():
+        return
     autoencoder_trainer(config, network.autoencoder, learned, judged).train(out / "autoencoder", monitor)
 
 

@@ -253,6 +253,16 @@ def tensors_of(entry: Entry) -> Path:
     return (STARTER if entry.shipped else folder_of(entry)) / entry.files[0].local
 
 
+def fetched_file(digest: str, size: int) -> Path | None:
+    """A file of these contents that came with any checkpoint, several of which stand on one base model."""
+    for entry in CATALOGUE:
+        record = record_of(entry)
+        for name, told in record["files"].items() if record is not None else ():
+            if (told["digest"], told["bytes"]) == (digest, size):
+                return folder_of(entry) / name
+    return None
+
+
 def disk_bytes(entry: Entry) -> int:
     """What a checkpoint takes on the disk, the beginning of an interrupted download too."""
     if entry.shipped:

@@ -95,7 +95,7 @@ FRONT_ENDS = {
             rig=Rig(tuple((20.0, azimuth) for azimuth in AROUND), side=128, radius=2.7, fov=50.0),
             models=("grm", "fit"),
             steps=24,
-            guidance=3.0,
+            guidance=4.0,
             fill=0.7,
             input_grey=None,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 from backend import captioned as module
 from backend.assets import Asset, Material
 from backend.cameras import rig_cameras
-from backend.captioned import FILL, RIG, captioned, described_model, is_held_out
+from backend.captioned import FILL, RIG, captioned, described_model, is_held_out, plain_colour
+from backend.procedural.captions import Group
+from backend.procedural.paints import Paint
 from backend.sample import BOX
+from backend.wording import Description
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +66,22 @@ def test_pairs_are_kept_apart():
     for index in range(6):
         sample, apart = captioned(5, index, None), captioned(5, index, None, held_out=True)
         assert not is_held_out(sample.kind, sample.colour)
-        assert is_held_out(apart.kind, apart.colour)
+        assert apart.colour and is_held_out(apart.kind, apart.colour), "they are plain, so that they can be judged"
     pairs = [
         (kind, colour) for kind in ("chair", "table", "car", "fish") for colour in ("red", "blue", "green", "white")
     ]
     kept = np.mean([is_held_out(kind, colour) for kind, colour in pairs * 1])
     assert 0 <= kept < 0.5 and not is_held_out("chair", "")
+
+
+def test_an_object_has_a_colour_where_one_paint_of_one_colour_covers_most():
+    def group(area: float, *colours: str) -> Group:
+        return Group("part", 1, area, (Paint(Material((1.0, 1.0, 1.0, 1.0)), colours, "", "", None),), bumpy=False)
+
+    assert plain_colour(Description("chair", (group(2.0, "red"), group(1.0, "blue")))) == "red"
+    assert plain_colour(Description("chair", (group(1.0, "red"), group(1.0, "blue"), group(1.0, "red")))) == "red"
+    assert plain_colour(Description("chair", (group(1.1, "red"), group(1.0, "blue")))) == ""
+    assert plain_colour(Description("chair", (group(2.0, "red", "white"), group(1.0, "blue")))) == ""
 
 
 def model(caption: str, colours: list[tuple[float, float, float]], areas: list[float]) -> Asset:
@@ -97,3 +111,15 @@ def test_a_model_is_described_by_its_title_and_its_main_colour():
     assert described_model(model("fire engine 2, vehicle", [red, blue], [3, 1])).colour == "red"
     thirds = described_model(model("flag, toy", [red, blue, (0.9, 0.9, 0.9)], [1, 1, 1]))
     assert (thirds.kind, thirds.colour) == ("flag", "")
+
+
+def test_a_models_colour_is_what_its_triangles_show_of_their_texture():
+    """Of a picture that is red above and blue below, they show the blue."""
+    texture = np.zeros((8, 8, 3), np.uint8)
+    texture[:4], texture[4:] = (200, 20, 20), (20, 40, 220)
+    made = model("box", [(1.0, 1.0, 1.0)], [1])
+    low = replace(made.materials[0], texture=texture)
+    uvs = np.tile(np.array([[0.1, 0.1], [0.9, 1.2], [1.5, 0.4]], np.float32), (2, 1, 1))  # v up, and it repeats
+    shown = replace(made, materials=(low,), uvs=np.where(uvs > 1, uvs - 1, uvs) * np.array([1, 0.9], np.float32))
+    assert described_model(shown).colour == "blue"
+    assert described_model(replace(shown, uvs=shown.uvs + np.array([3, 0.5], np.float32))).colour == "red"

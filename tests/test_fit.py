@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from backend.cameras import Cameras, Views, orbit, rays
+from backend.compositing import over
 from backend.fit import FitConfig, NothingSeen, default_steps, fit, mean_psnr, reduce_views
 from backend.gaussians import SH_C0, Gaussians
 from backend.initialise import Surfels, facing, splats_on
-from backend.metrics import over
 from backend.monitor import JobCancelled, Silent
 from backend.rendering import render
 from backend.starts import Wishes, choose_start

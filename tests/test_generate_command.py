@@ -72,7 +72,7 @@ def test_a_prompt(models, tmp_path):
     report = report_of(out)
     told = report["imagined"]
     assert (told["prompt"], told["front_end"], told["seed"], told["steps"]) == ("a jack", "starter", 5, 24)
-    assert told["guidance"] == 3.0 and told["seconds"] >= 0 and report["placed"]["scale"] > 0
+    assert told["guidance"] == FRONT_ENDS["starter"].guidance and told["seconds"] >= 0 and report["placed"]["scale"] > 0
     assert report["model"] == "fit" and len(ply.load(out / "splats.ply")) == report["splats"]
     with Image.open(out / "views" / "view_0.png") as image:
         assert image.mode == "RGBA" and image.size == (48, 48)

@@ -10,8 +10,8 @@ import torch
 import trimesh
 
 from backend.cameras import Cameras, Views, orbit
+from backend.compositing import over
 from backend.mesh_render import rasterise
-from backend.metrics import over
 from backend.models import grm_guide
 from backend.models.grm_cameras import poses
 from backend.models.grm_guide import (
@@ -23,7 +23,7 @@ from backend.models.grm_guide import (
     agreement,
     fitted,
     guide_of,
-    straight,
+    without_white,
 )
 
 SIDE = 48
@@ -57,7 +57,7 @@ def test_colours_come_back_from_over_white() -> None:
     colour = torch.tensor([0.2, 0.6, 0.9])[:, None] * torch.ones(3, 3)
     over = colour.T * alpha + 1 - alpha  # [3,P]
     given = 2 * torch.cat([over, alpha[None]])[..., None] - 1
-    got = straight(given)[:, 0]
+    got = without_white(given)[:, 0]
     torch.testing.assert_close(got[:2, :3], colour[:2])
     torch.testing.assert_close(got[:, 3], alpha)
     assert float(got[2, :3].abs().max()) == 0
@@ -82,9 +82,9 @@ def test_channels() -> None:
     guide = guide_of(images[None], ring.Ks[None], given)
     from_origin, inside, room = guide.channels[:, :, :3].unbind(2)
     assert torch.equal(guide.channels[:, :, 7:], agreement(images[None], guide.surface, given))
-    grid = fitted(straight(images), ring)
+    grid = fitted(without_white(images), ring)
     assert grid is not None
-    shown, clear = grid.views(ring, STRIDE).images, straight(images)
+    shown, clear = grid.views(ring, STRIDE).images, without_white(images)
     beside = [over(shown, 1.0) - over(clear, 1.0), shown[..., 3:] - clear[..., 3:]]
     torch.testing.assert_close(guide.channels[0, :, 3:7].movedim(1, -1), torch.cat(beside, dim=-1))
     assert 0 < float(guide.channels[:, :, 3:7].abs().mean()) < 0.05
@@ -99,7 +99,7 @@ def test_channels() -> None:
 
 def test_the_same_pictures_give_the_same_surface() -> None:
     ring = orbit(2, target=torch.zeros(3), radius=2.7, elevation=0.3, fov=math.radians(50), size=SIDE)
-    images = straight(pictures_of(box((1.0, 0.8, 0.6)), ring)[0])
+    images = without_white(pictures_of(box((1.0, 0.8, 0.6)), ring)[0])
     first, second = fitted(images, ring), fitted(images, ring)
     assert first is not None and second is not None and np.array_equal(first.values, second.values)
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, Views, look_at, orbit
+from backend.compositing import over
 from backend.data import Sample
 from backend.gaussians import Gaussians, multiply_quats, quats_of
-from backend.metrics import over, psnr
+from backend.metrics import psnr
 from backend.models import grm, grm_backdrop, grm_guide
 from backend.models.grm import GRM, GRMConfig
 from backend.models.grm_cameras import Poses, poses, unproject

@@ -7,19 +7,13 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from backend.metrics import alpha_iou, closeness, object_box, over, psnr, ssim
+from backend.metrics import alpha_iou, closeness, object_box, psnr, ssim
 
 
 def test_psnr_of_a_constant_error_is_the_textbook_value():
     want = torch.full((4, 5, 3), 0.5)
     assert float(psnr(want + 0.1, want)) == pytest.approx(20.0, abs=1e-4)
     assert float(psnr(want, want)) == pytest.approx(100.0)
-
-
-def test_over_composites_straight_alpha():
-    pixel = torch.tensor([1.0, 0.5, 0.0, 0.25])
-    assert over(pixel, 1.0).tolist() == pytest.approx([1.0, 0.875, 0.75])
-    assert over(pixel, torch.tensor([0.0, 1.0, 0.0])).tolist() == pytest.approx([0.25, 0.875, 0.0])
 
 
 @pytest.mark.parametrize("size", [(31, 47), (64, 64), (11, 12)])

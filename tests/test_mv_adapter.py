@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backend.bad_input import BadInput
 from backend.cameras import rig_cameras
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import JobCancelled, Silent
 from backend.multiview import Budget, Held, Wish, load, mv_adapter
 from backend.multiview.mv_adapter_attention import ViewAttention, attach

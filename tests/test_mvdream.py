@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backend import multiview
 from backend.bad_input import BadInput
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import JobCancelled, Silent
 from backend.multiview import Budget
 from backend.multiview import mvdream as subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -12,9 +13,9 @@ from skimage.color import rgb2lab
 from backend.assets import Asset, decode_srgb
 from backend.procedural import make_object, patterns
 from backend.procedural.captions import ALSO, Group, caption
-from backend.procedural.colours import COLOURS, colour_name, lab
+from backend.procedural.colours import COLOURS, NEUTRAL, colour_name, lab
 from backend.procedural.outlines import LETTERS, STROKES
-from backend.procedural.paints import Paint, Palette, random_paint
+from backend.procedural.paints import Paint, Palette, random_paint, seen_colours
 from backend.procedural.primitives import HELD_OUT_KINDS, KINDS
 
 PICTURES = (
@@ -141,9 +142,18 @@ def test_a_palette_keeps_its_number_of_paints():
 # ---- words
 
 
-def nearest_by_skimage(srgb: np.ndarray) -> str:
-    table = rgb2lab(np.array(list(COLOURS.values())))
-    return tuple(COLOURS)[int(np.linalg.norm(table - rgb2lab(srgb), axis=1).argmin())]
+def named_by_skimage(srgb: np.ndarray) -> str:
+    """Nearest in lightness, hue and half of the chroma of CIELAB; only what is nearly grey, or black, is called so."""
+    colour, table = rgb2lab(srgb), rgb2lab(np.array(list(COLOURS.values())))
+    best, least = "", math.inf
+    for name, (lightness, a, b) in zip(COLOURS, table, strict=True):
+        chroma, named = math.hypot(*colour[1:]), math.hypot(a, b)
+        if name in NEUTRAL and chroma > 12 and colour[0] > 12:
+            continue
+        hue = 2 * (chroma * named - colour[1] * a - colour[2] * b)  # squared: the cosine law less the chromas' part
+        apart = (lightness - colour[0]) ** 2 + (chroma - named) ** 2 / 4 + hue
+        best, least = (name, apart) if apart < least else (best, least)
+    return best
 
 
 def test_lab_is_that_of_skimage_in_the_dark_too():
@@ -151,10 +161,24 @@ def test_lab_is_that_of_skimage_in_the_dark_too():
     np.testing.assert_allclose(lab(decode_srgb(srgb)), rgb2lab(srgb), atol=0.05)
 
 
-def test_colours_are_named_as_their_neighbours_in_lab():
+def test_colours_are_named_as_their_neighbours():
     for srgb in np.random.default_rng(0).random((300, 3)):
-        assert colour_name(decode_srgb(srgb)) == nearest_by_skimage(srgb)
-    assert colour_name(np.array([0.9, 0.01, 0.01])) == "red"
+        assert colour_name(decode_srgb(srgb)) == named_by_skimage(srgb)
+    assert [colour_name(decode_srgb(np.array(srgb))) for srgb in COLOURS.values()] == list(COLOURS)
+
+
+def test_a_dull_colour_is_not_called_grey():
+    names = {(0.49, 0.26, 0.33): "dark red", (0.3, 0.4, 0.3): "dark green", (0.45, 0.4, 0.42): "grey"}
+    assert {srgb: colour_name(decode_srgb(np.array(srgb))) for srgb in names} == names
+
+
+def test_a_picture_has_one_colour_or_the_two_that_share_it():
+    red, white, blue = (decode_srgb(np.array(COLOURS[name])) for name in ("red", "white", "blue"))
+    assert seen_colours(np.array([red] * 7 + [white] * 3)) == ("red",)
+    assert seen_colours(np.array([red] * 5 + [white] * 4 + [blue])) == ("red", "white")
+    assert seen_colours(np.array([0.5 * red] * 4 + [red] * 4 + [white, blue])) == ("red", "dark red")
+    mixed = np.array([red, white, blue] * 3)
+    assert seen_colours(mixed) == (colour_name(mixed.mean(axis=0)),)
 
 
 def encoded(linear: np.ndarray) -> np.ndarray:
@@ -172,7 +196,7 @@ def test_captions_name_the_colour_that_covers_most():
         linear = np.array(most.base_color[:3])
         if most.texture is not None:
             linear = linear * decode_srgb(PICTURES[0][0, 0] / 255)
-        assert nearest_by_skimage(encoded(linear)) in asset.caption, asset.caption
+        assert named_by_skimage(encoded(linear)) in asset.caption, asset.caption
         checked += 1
     assert checked > 20
 

@@ -26,7 +26,8 @@ from backend import train as training
 from backend.__main__ import main, parser
 from backend.bad_input import BadInput
 from backend.checkpoint_files import read_checkpoint
-from backend.metrics import over, psnr
+from backend.compositing import over
+from backend.metrics import psnr
 from backend.models import lgm
 from backend.monitor import Silent
 from backend.train import Diverged, Guard, train

@@ -56,7 +56,7 @@ def test_weights_move_as_with_adamw_and_matrices_alone_decay() -> None:
     learn(ours, optimiser(ours), 6)
     learn(theirs, torch.optim.AdamW(groups, betas=(0.9, 0.95)), 6)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)  # fused steps round otherwise
 
 
 def test_the_average_is_that_of_the_weights_it_saw() -> None:

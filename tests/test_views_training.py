@@ -31,6 +31,7 @@ from backend.views_training import (
     denoiser_trainer,
     encoded,
     flow_loss,
+    learn_components,
 )
 from blender_addon.front_ends import FRONT_ENDS
 
@@ -89,20 +90,32 @@ def test_a_mirrored_object_has_the_mirrored_views():
 
 def test_the_decoder_learns_what_the_components_leave_out(tmp_path: Path):
     torch.manual_seed(0)
-    coder = Autoencoder(replace(TINY, channels=2))
-    coder.learn_components(planes(objects().images[:, 0]))
-    latents = encoded(coder, objects())
-    trainer = autoencoder_trainer(CONFIG, coder, objects(), objects())
+    config = replace(CONFIG, network=replace(TINY, channels=2))
+    coder = Autoencoder(config.network)
+    learn_components(config, coder, objects())
+    latents = encoded(coder, objects(), 4)
+    trainer = autoencoder_trainer(config, coder, objects(), objects())
     before = trainer.score()
     trainer.train(tmp_path, Silent())
     assert trainer.score() > before + 0.5
-    assert latents.shape == (2, 4, 6, 2, 4, 4)
-    assert torch.equal(encoded(coder, objects()), latents), "what the denoiser has learned from stays as it was"
+    assert torch.equal(encoded(coder, objects(), 4), latents), "what the denoiser has learned from stays as it was"
+
+
+def test_latents_of_the_views_of_each_picture_and_of_the_mirror():
+    coder = Autoencoder(TINY)
+    learn_components(CONFIG, coder, objects())
+    latents, views = encoded(coder, objects(), 4).float(), planes(objects().images)
+    assert latents.shape == (2, 4, 3, 4, 4, 4)
+    torch.testing.assert_close(latents[0, :, 0], coder.encode(views[:, :4]), atol=0.01, rtol=0.01)
+    everywhere = views[:, 5:].expand(-1, 4, -1, -1, -1)
+    torch.testing.assert_close(latents[0, :, 2], coder.encode(everywhere), atol=0.01, rtol=0.01)
+    mirrored = views_training._mirrored(views)[:, :4]
+    torch.testing.assert_close(latents[1, :, 0], coder.encode(mirrored), atol=0.01, rtol=0.01)
 
 
 def test_the_denoiser_learns(tmp_path: Path):
     torch.manual_seed(0)
-    data = Encoded(torch.randn(1, 4, 6, 4, 4, 4).expand(2, -1, -1, -1, -1, -1).half(), torch.randn(4, 2, 6, 8).half())
+    data = Encoded(torch.randn(1, 4, 3, 4, 4, 4).expand(2, -1, -1, -1, -1, -1).half(), torch.randn(4, 2, 6, 8).half())
     trainer = denoiser_trainer(CONFIG, Denoiser(TINY), data, data)
     before = trainer.score()
     trainer.train(tmp_path, Silent())
@@ -111,9 +124,8 @@ def test_the_denoiser_learns(tmp_path: Path):
 
 def lesson(count: int) -> Lesson:
     nothing = torch.zeros(count)
-    return Lesson(
-        torch.randn(count, 4, 4, 2, 2), torch.randn(count, 4, 4, 2, 2), torch.rand(count), nothing, nothing, nothing
-    )
+    latents, noise = torch.randn(2, count, 4, 2, 2)
+    return Lesson(latents, noise, torch.rand(count), nothing, nothing, nothing)
 
 
 def test_flow_loss_by_hand():
@@ -141,12 +153,12 @@ def test_flow_loss_by_hand():
 def test_lessons_give_prompts_pictures_both_or_nothing():
     """In the stated shares; a picture is one of the object's own, and only views are to be made."""
     count = 600
-    latents = torch.arange(6.0).view(1, 1, 6, 1, 1, 1).expand(2, 5, 6, 4, 4, 4).half()
+    latents = torch.arange(3.0).view(1, 1, 3, 1, 1, 1).expand(2, 5, 3, 4, 4, 4).half()
     data = Encoded(latents, torch.ones(5, 2, 6, 8).half())
     config = replace(CONFIG, denoiser=replace(CONFIG.denoiser, batch=count))
     found = _lesson(data, config, 3)
-    assert torch.equal(found.latents[:, :, 0, 0, 0], torch.arange(4.0).expand(count, 4))
-    assert set(found.pictures[:, 0, 0, 0].tolist()) == {4.0, 5.0}
+    assert not found.latents.any()
+    assert set(found.pictures[:, 0, 0, 0].tolist()) == {1.0, 2.0}
     asked, shown = found.words.flatten(1).any(1), found.shown
     shares = [(asked & ~shown), (~asked & shown), (asked & shown)]
     assert [float(one.float().mean()) for one in shares] == pytest.approx(list(GIVEN), abs=0.06)

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -249,6 +249,25 @@ def test_a_fetch(accepted):
     assert record["files"]["big.pth"]["digest"] == hashlib.sha256(CONTENTS["big.pth"]).hexdigest()
     downloads.fetch(ENTRY, again := FakeTransport(), quiet)
     assert not again.asked, "what is there is not fetched again"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_another_checkpoint_has_is_not_downloaded_again(accepted, monkeypatch, links):
+    """Nor does it go with that one."""
+    other = replace(ENTRY, name="other", files=(File("deep/big.pth", place="base/big.pth"), File("config.yaml")))
+    monkeypatch.setattr(weights, "CATALOGUE", (*weights.CATALOGUE, other))
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    downloads.fetch(ENTRY, FakeTransport(), quiet)
+    downloads.accept(other)
+    contents = CONTENTS | {"config.yaml": b"a: 2\n"}
+    downloads.fetch(other, transport := FakeTransport(contents, piece=5), quiet)
+    assert transport.sent == 5, "what differs alone"
+    downloads.remove(ENTRY)
+    downloads.verify(other, quiet)
+    folder = weights.folder_of(other)
+    assert (folder / "base/big.pth").read_bytes() == CONTENTS["big.pth"]
+    assert (folder / "config.yaml").read_bytes() == b"a: 2\n"
 
 
 class Stopped(Exception):

@@ -12,7 +12,7 @@ from torch import Tensor
 from backend.gaussians import Gaussians, merge, multiply_quats, quats_of, rgb_to_sh
 from backend.models.grm_cameras import Poses, depth_of_origin, unproject
 from backend.models.grm_config import GRMConfig
-from backend.models.grm_guide import FAINTEST, Guide, straight
+from backend.models.grm_guide import FAINTEST, Guide, without_white
 
 HEADS = {"depth": 1, "feature": 3, "opacity": 1, "scaling": 3, "rotation": 4}  # numbers a Gaussian; feature is colour
 OPACITY_OFFSET = -2.0  # Gaussians start about 0.12 opaque
@@ -73,7 +73,7 @@ def guided(raw: dict[str, Tensor], guide: Guide, images: Tensor, cameras: Poses,
     depth = torch.maximum(depth, hull.entry + INSIDE_HULL)
     depth = torch.minimum(depth, torch.maximum(hull.entry + INSIDE_HULL, hull.entry + hull.room - INSIDE_HULL))
     depth = torch.where(guide.known, guide.surface, depth)
-    colour, alpha = straight(images).split([3, 1], dim=-1)  # [B,V,R,R,...]
+    colour, alpha = without_white(images).split([3, 1], dim=-1)  # [B,V,R,R,...]
     width = torch.where(cameras.orthographic[..., None, None], 1.0, depth.detach())  # along the ray that pixels widen
     unit = width / (cameras.intrinsics[..., None, None, 0] * images.shape[-1])  # [B,V,R,R]
     solid, clearer = math.log(CLEAREST / (1 - CLEAREST)), alpha.clamp(FAINTEST, CLEAREST).logit()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.cameras import Cameras, Views
+from backend.compositing import premultiplied
 from backend.hull import MARGIN, MASK_LIMIT, NothingSeen, VoxelGrid, common_box
 
 FAR = 1e4  # distances between the cameras: what reaches so far has no end
@@ -234,14 +235,9 @@ def mean_colours(posed: Posed, lattice: Lattice) -> Tensor:
     height, width = posed.size
     pixels, depth = project(posed, lattice.centres())
     place = 2 * pixels / torch.tensor([width, height], device=pixels.device) - 1
-    ink = premultiplied(posed.images).flatten(0, 1)
+    ink = premultiplied(posed.images).movedim(-1, -3).flatten(0, 1)
     sampled = F.grid_sample(ink, place.flatten(0, 1)[:, None], align_corners=False)[:, :, 0]
     sampled = torch.where(depth[:, :, None] > 0, sampled.unflatten(0, depth.shape[:2]), 0.0).sum(1)  # [B,4,P]
     total, weight = sampled.split([3, 1], dim=1)
     colours = torch.where(weight > 0.05, total / weight.clamp_min(0.05), 0.5)
     return colours.unflatten(2, (lattice.resolution,) * 3)
-
-
-def premultiplied(images: Tensor) -> Tensor:
-    """[...,4,H,W] of straight alpha [...,H,W,4]."""
-    return torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], dim=-1).movedim(-1, -3)

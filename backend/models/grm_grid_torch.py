@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backend import grid_kernels
 from backend.cameras import Cameras, Views, rays
+from backend.compositing import premultiplied
 from backend.full_precision import full_precision
 from backend.hull import VoxelGrid
 from backend.models.grm_grid_hull import (
@@ -26,7 +27,6 @@ from backend.models.grm_grid_hull import (
     hulls,
     lattice_over,
     mean_colours,
-    premultiplied,
     voxel_pixels,
 )
 from backend.radiance_grid import GridConfig, finer
@@ -265,7 +265,8 @@ def observed(posed: Posed, item: int, grid: VoxelGrid, free: Tensor, voxel: Tens
     height, width = posed.size
     size = (max(1, round(height / shrink[1])), max(1, round(width / shrink[0])))
     every = rays_through(posed.cameras(item, size), grid, config.stride)
-    wanted = F.adaptive_avg_pool2d(premultiplied(posed.images[item]), size).permute(0, 2, 3, 1).reshape(-1, 4)
+    ink = premultiplied(posed.images[item]).movedim(-1, -3)
+    wanted = F.adaptive_avg_pool2d(ink, size).permute(0, 2, 3, 1).reshape(-1, 4)
     density = torch.where(free, SOLID, -BOUND)[None, None]
     solid = torch.cat([density, torch.zeros_like(density).expand(-1, 3, -1, -1, -1)], dim=1)
     met = march(solid, _batched([every]), 0.5, config.stride)[0, :, 3] > 0.01

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backend.cameras import Cameras, Views
+from backend.compositing import over, straight
 from backend.hull import NothingSeen
-from backend.metrics import over
 from backend.models.grm_backdrop import FARTHEST, FEW, NEAR, Voxels, voxels_of
 from backend.models.grm_cameras import Poses, project, unproject
 from backend.models.grm_grid_torch import TorchGrid, fit_grids
@@ -88,7 +88,7 @@ def guide_of(images: Tensor, Ks: Tensor, poses: Poses, depth: Tensor | None = No
 def _coarse(images: Tensor, Ks: Tensor, poses: Poses, known: Tensor) -> list[_Coarse]:
     """What each object's coarse grid shows; nothing where most depth is known: it would only stand before the truth."""
     side, device = images.shape[-1], images.device
-    clear = straight(images).float()
+    clear = without_white(images).float()
     wanted = [float(told[alpha > 0.5].float().mean()) < MOST for told, alpha in zip(known, clear[..., 3], strict=True)]
     cameras = [
         Cameras(c2w, own.to(c2w), flat, side, side)
@@ -137,7 +137,7 @@ def agreement(images: Tensor, surface: Tensor, poses: Poses) -> Tensor:
     of their colours to the pixel's own (3); how many views that are, at most 1; and how far the point is before the
     surface of that view before whose surface it is most, in FARTHEST: what is before a surface would hide it.
     """
-    shown = torch.cat([straight(images).movedim(-1, 2), surface[:, :, None]], dim=2)  # [B,V,5,R,R]
+    shown = torch.cat([without_white(images).movedim(-1, 2), surface[:, :, None]], dim=2)  # [B,V,5,R,R]
     points, count = unproject(surface, poses, "centres"), images.shape[1]
     total, weight = torch.zeros_like(shown[:, :, :3]), torch.zeros_like(surface)
     before = torch.full_like(surface, FARTHEST if count == 1 else -FARTHEST)
@@ -160,7 +160,7 @@ def agreement(images: Tensor, surface: Tensor, poses: Poses) -> Tensor:
     return torch.cat(parts, dim=2) * shown[:, :, 3:4]
 
 
-def straight(pictures: Tensor) -> Tensor:
+def without_white(pictures: Tensor) -> Tensor:
     """[...,4,R,R] -1..1, RGB over white and alpha -> [...,R,R,4] 0..1, straight alpha."""
     colour, alpha = pictures.add(1).div(2).movedim(-3, -1).split([3, 1], dim=-1)
-    return torch.cat([((colour - 1 + alpha) / alpha.clamp_min(FAINTEST)).clamp(0, 1), alpha], dim=-1)
+    return straight(torch.cat([colour - 1 + alpha, alpha], dim=-1), FAINTEST)

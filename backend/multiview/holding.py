@@ -12,6 +12,6 @@ def put_back(latents: Tensor, known: Tensor, redo: int, noised: Callable[[Tensor
 
     noised  brings latents without noise to the noise level that `latents` have
     """
-    kept = noised(known).to(latents)
+    kept = noised(known).to(latents, copy=True)
     kept[redo] = latents[redo]
     return kept

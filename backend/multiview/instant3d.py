@@ -23,16 +23,16 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from backend.bad_input import BadInput
 from backend.checkpoint_files import load_into
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import Monitor
 from backend.multiview import Budget, Held, Wish
 from backend.multiview.grids import KeptViews, to_grid, to_views
 from backend.multiview.parts import at_work, empty_network, load_network, load_setting
 from backend.multiview.previews import SDXL_TO_RGB, contact_sheet, rough_views
+from backend.multiview.text_towers import Prompts, Tower, encode, load_towers
 from backend.safe_pickle import StoredTensor
 from backend.torch_files import PickledFile
 from blender_addon.front_ends import FRONT_ENDS, Rig
@@ -48,33 +48,13 @@ TIMES = 1000  # of the noise that the denoiser was trained on
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A text encoder and what cuts texts into its tokens."""
-
-    tokenizer: CLIPTokenizer
-    encoder: CLIPTextModel | CLIPTextModelWithProjection
-
-
-@dataclass(frozen=True)
 class Parts:
     """What a folder holds."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    towers: tuple[Tower, Tower]
+    towers: tuple[Tower, ...]
     scheduler: EulerDiscreteScheduler
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What the denoiser reads; first what guidance leads away from, where there is guidance.
-
-    tokens  [B,77,D]
-    pooled  [B,P] of the second encoder
-    """
-
-    tokens: Tensor
-    pooled: Tensor
 
 
 def blobs(side: int) -> Tensor:
@@ -94,16 +74,11 @@ def load(front_end: str, folder: Path, budget: Budget) -> Instant3D:
     """The model from its folder. Raises BadInput."""
     published = (folder / CHECKPOINT).is_file()
     dtype = budget.dtype
-    summing = load_network(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype)
-    towers = (
-        Tower(_tokenizer(folder / "tokenizer"), load_network(CLIPTextModel, folder / "text_encoder", dtype)),
-        Tower(_tokenizer(folder / "tokenizer_2"), summing),
-    )
     parts = Parts(
         unet=_published(folder, dtype) if published else load_network(UNet2DConditionModel, folder / "unet", dtype),
         # SDXL's overflows in half precision
         vae=load_network(AutoencoderKL, folder / "vae", torch.float32 if dtype is torch.float16 else dtype),
-        towers=towers,
+        towers=load_towers(folder, xl=True, dtype=dtype),
         scheduler=load_setting(EulerDiscreteScheduler, folder / "scheduler", "scheduler_config.json"),
     )
     if budget.slicing:
@@ -116,10 +91,6 @@ def _decode_in_tiles(vae: AutoencoderKL) -> None:
     """Has the VAE work at a quarter of the picture at a time, which else takes more memory than the denoiser."""
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // 8
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    return load_setting(CLIPTokenizer, folder, "vocab.json", "merges.txt")
 
 
 def _published(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -166,25 +137,13 @@ class Instant3D:
         return to_views(self._decoded(grid), COLUMNS).permute(0, 2, 3, 1)
 
     def _prompts(self, wish: Wish) -> Prompts:
-        said = self._read(wish.prompt)
         if wish.guidance <= 1:
-            return said
-        # without words SDXL was trained to see zeros, not the embedding of an empty prompt
-        tokens, pooled = torch.zeros_like(said.tokens), torch.zeros_like(said.pooled)
-        against = self._read(wish.negative_prompt) if wish.negative_prompt else Prompts(tokens, pooled)
-        return Prompts(torch.cat([against.tokens, said.tokens]), torch.cat([against.pooled, said.pooled]))
-
-    def _read(self, prompt: str) -> Prompts:
-        """Of one prompt: the states of each encoder before its last layer, and the second's summary."""
-        tokens, pooled = [], torch.empty(0)
-        for tower in self.parts.towers:
-            length = tower.tokenizer.model_max_length
-            ids = tower.tokenizer(prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
-            with at_work(tower.encoder, self.budget):
-                done: Any = tower.encoder(torch.tensor([ids], device=self.budget.device), output_hidden_states=True)
-            tokens.append(done.hidden_states[-2])
-            pooled = done[0]
-        return Prompts(torch.cat(tokens, -1), pooled)
+            return encode(self.parts.towers, [wish.prompt], self.budget)
+        prompts = encode(self.parts.towers, [wish.negative_prompt, wish.prompt], self.budget)
+        if prompts.whole is not None and not wish.negative_prompt:
+            # without words SDXL was trained to see zeros, not the embedding of an empty prompt
+            prompts.states[0], prompts.whole[0] = 0, 0
+        return prompts
 
     def _denoised(
         self, wish: Wish, prompts: Prompts, start: Tensor, chance: torch.Generator, monitor: Monitor
@@ -210,14 +169,14 @@ class Instant3D:
 
     def _prediction(self, latents: Tensor, time: Tensor, prompts: Prompts, guidance: float) -> Tensor:
         """[1,4,H,W] float32: the noise that the denoiser sees at a time, with guidance."""
-        count, dtype, side = len(prompts.tokens), self.budget.dtype, COLUMNS * self.rig.side
+        count, dtype, side = len(prompts.states), self.budget.dtype, COLUMNS * self.rig.side
         # sizes of the picture before and after it was cut, and where it was cut
         sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=dtype, device=latents.device)
         done: Any = self.parts.unet(
             latents.to(dtype).expand(count, -1, -1, -1),
             time,
-            prompts.tokens,
-            added_cond_kwargs={"text_embeds": prompts.pooled, "time_ids": sizes.expand(count, -1)},
+            prompts.states,
+            added_cond_kwargs={"text_embeds": prompts.whole, "time_ids": sizes.expand(count, -1)},
         )
         said = done.sample.float()
         return said if count == 1 else said[:1] + guidance * (said[1:] - said[:1])

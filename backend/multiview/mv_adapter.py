@@ -14,7 +14,6 @@ copy of stabilityai/stable-diffusion-2-1-base. Files of half precision do as wel
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,16 @@ from torch.nn.functional import interpolate
 
 from backend.bad_input import BadInput
 from backend.cameras import rig_cameras
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import Monitor
 from backend.multiview import Budget, Wish
 from backend.multiview.holding import put_back
 from backend.multiview.mv_adapter_attention import attach
-from backend.multiview.mv_adapter_base import Base, Prompt, encode, read_base, start
+from backend.multiview.mv_adapter_base import Base, read_base, start
 from backend.multiview.mv_adapter_condition import camera_maps
 from backend.multiview.parts import at_work
 from backend.multiview.previews import SD_TO_RGB, SDXL_TO_RGB, contact_sheet, rough_views
+from backend.multiview.text_towers import Prompts, encode
 from blender_addon.front_ends import FRONT_ENDS, FrontEnd
 
 STAGE = "views"
@@ -139,37 +139,30 @@ class MvAdapter:
         texts = [wish.prompt.strip() or PROMPT]
         if wish.guidance > 1:
             texts.insert(0, wish.negative_prompt.strip() or NEGATIVE_PROMPT)
-        prompts = self._prompts(texts)
+        prompts = encode(self.base.towers, texts, self.budget)
         reference = self._seen(wish.picture, prompts, chance) if self.adapter.pictured else None
         maps = camera_maps(rig_cameras(self.front_end.rig))
         with at_work(self.camera_encoder, self.budget):
             cameras: Any = self.camera_encoder(maps.to(self.budget.device, self.budget.dtype))
         return Told(
-            states=torch.cat([prompt.states for prompt in prompts]).repeat_interleave(self.views, 0),
-            added=self._added(prompts, self.views),
-            cameras=[each.repeat(len(prompts), 1, 1, 1) for each in cameras],
+            states=prompts.states.repeat_interleave(self.views, 0),
+            added=self._added(prompts.whole, self.views),
+            cameras=[each.repeat(len(texts), 1, 1, 1) for each in cameras],
             reference=reference,
         )
 
-    def _prompts(self, texts: list[str]) -> list[Prompt]:
-        with ExitStack() as stack:
-            for tower in self.base.towers:
-                stack.enter_context(at_work(tower.encoder, self.budget))
-            return [encode(self.base, text, self.budget.device) for text in texts]
-
-    def _added(self, prompts: list[Prompt], views: int) -> dict[str, Tensor] | None:
+    def _added(self, whole: Tensor | None, views: int) -> dict[str, Tensor] | None:
         """What SDXL is told of whole texts, and of its pictures: their size, their crop's corner, the size wanted."""
-        wholes = [prompt.whole for prompt in prompts if prompt.whole is not None]
-        if not wholes:
+        if whole is None:
             return None
         side = self.front_end.rig.side
-        sizes = torch.tensor([[side, side, 0, 0, side, side]]).to(wholes[0])
+        sizes = torch.tensor([[side, side, 0, 0, side, side]]).to(whole)
         return {
-            "text_embeds": torch.cat(wholes).repeat_interleave(views, 0),
-            "time_ids": sizes.expand(len(wholes) * views, -1),
+            "text_embeds": whole.repeat_interleave(views, 0),
+            "time_ids": sizes.expand(len(whole) * views, -1),
         }
 
-    def _seen(self, picture: Tensor | None, prompts: list[Prompt], chance: torch.Generator) -> dict[str, Tensor]:
+    def _seen(self, picture: Tensor | None, prompts: Prompts, chance: torch.Generator) -> dict[str, Tensor]:
         """What each layer sees of the picture, [B,N,C]; before it nothing, where there are two prompts."""
         if picture is None:
             raise BadInput(f"picture: expected one for {self.front_end.title}, found none")
@@ -179,11 +172,11 @@ class MvAdapter:
             self.base.unet(
                 latents.to(self.budget.dtype),
                 0,  # without noise
-                prompts[-1].states,
-                added_cond_kwargs=self._added(prompts[-1:], 1),
+                prompts.states[-1:],
+                added_cond_kwargs=self._added(None if prompts.whole is None else prompts.whole[-1:], 1),
                 cross_attention_kwargs={"write": seen},
             )
-        if len(prompts) == 1:
+        if len(prompts.states) == 1:
             return seen
         return {name: torch.cat([torch.zeros_like(each), each]) for name, each in seen.items()}
 

@@ -29,7 +29,7 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CL
 from backend.bad_input import BadInput
 from backend.cameras import orbit
 from backend.checkpoint_files import load_into
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import Monitor
 from backend.multiview import Budget, Held, Wish
 from backend.multiview.holding import put_back

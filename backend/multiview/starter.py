@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from backend.bad_input import BadInput
+from backend.compositing import premultiplied, straight
 from backend.monitor import Monitor
 from backend.multiview import Budget, Wish
 from backend.multiview.holding import put_back
 from backend.multiview.previews import contact_sheet
-from backend.multiview.starter_network import StarterConfig, StarterViews, config_from
+from backend.multiview.starter_network import StarterConfig, StarterViews, config_from, shifted
 from backend.multiview.words import Words
 
 FILE = "views.safetensors"
@@ -37,23 +38,27 @@ class StarterSampler:
         """Euler's steps from noise, x_t, at t = 1 to views at t = 0."""
         config = self.network.config
         rng = torch.Generator().manual_seed(wish.seed)
-        noise = torch.randn((config.views, config.channels, config.latent_side, config.latent_side), generator=rng)
-        noise = noise.to(self.device)
-        known = None if wish.held is None else self._encoded(wish.held.images)
-        words, picture, given = self._conditions(wish)
-        latents, times = noise, torch.linspace(1, 0, wish.steps + 1)
+        shape = (1, config.channels, config.latent_side, config.latent_side)
+        latents = torch.randn(shape, generator=rng).to(self.device)
+        conditions, times = self._conditions(wish), shifted(torch.linspace(1, 0, wish.steps + 1))
         for step, (now, then) in enumerate(zip(times.tolist(), times[1:].tolist(), strict=False)):
             monitor.progress("views", step, wish.steps)
-            if wish.held is not None and known is not None:
-                latents = put_back(latents, known, wish.held.redo, lambda clean, t=now: torch.lerp(clean, noise, t))
-            velocity = self._velocity(latents, now, words, picture, given, wish.guidance)
+            clean = self._clean(latents, now, conditions, wish)
             if step % SHOWN_EVERY == SHOWN_EVERY - 1:
-                monitor.preview(contact_sheet(self._decoded(latents - now * velocity)))
-            latents = latents + (then - now) * velocity
-        if wish.held is not None and known is not None:
-            latents = put_back(latents, known, wish.held.redo, lambda clean: clean)
+                monitor.preview(contact_sheet(shown(self._decoded(clean))))
+            latents = clean + then / now * (latents - clean)  # on the line from the noise to what it seems to be
         monitor.progress("views", wish.steps, wish.steps)
-        return self._decoded(latents)
+        views = shown(self._decoded(latents))
+        return views if wish.held is None else put_back(views, wish.held.images, wish.held.redo, lambda known: known)
+
+    def _clean(self, latents: Tensor, time: float, conditions: tuple[Tensor, Tensor, Tensor], wish: Wish) -> Tensor:
+        """[1,C,s,s] what the latents seem to be without noise; of views that are held, what those are."""
+        clean = latents - time * self._velocity(latents, time, *conditions, wish.guidance)
+        if wish.held is None:
+            return clean
+        kept = self._premultiplied(wish.held.images)
+        views = put_back(self._decoded(clean), kept, wish.held.redo, lambda known: known)
+        return self.network.autoencoder.encode(views[None])
 
     def _conditions(self, wish: Wish) -> tuple[Tensor, Tensor, Tensor]:
         """Words [2,W,text], picture [2,C,s,s] and whether there is one [2], of what is wished and of nothing."""
@@ -66,29 +71,30 @@ class StarterSampler:
         picture = torch.zeros(2, config.channels, config.latent_side, config.latent_side, device=self.device)
         given = torch.tensor([wish.picture is not None, False], device=self.device)
         if wish.picture is not None:
-            picture[0] = self._encoded(wish.picture[None])[0]
+            everywhere = self._premultiplied(wish.picture[None]).expand(config.views, -1, -1, -1)
+            picture[0] = self.network.autoencoder.encode(everywhere[None])[0]
         return words.to(self.device), picture, given
 
     def _velocity(
         self, latents: Tensor, time: float, words: Tensor, picture: Tensor, given: Tensor, guidance: float
     ) -> Tensor:
-        """[V,C,s,s] of what is wished, away from that of nothing (Ho and Salimans, classifier-free guidance, 2022)."""
-        both = latents.expand(2, *latents.shape)
+        """[1,C,s,s] of what is wished, away from that of nothing (Ho and Salimans, classifier-free guidance, 2022)."""
+        both = latents.expand(2, -1, -1, -1)
         wished, nothing = self.network.denoiser(both, torch.full((2,), time, device=self.device), words, picture, given)
-        return nothing + guidance * (wished - nothing)
+        return (nothing + guidance * (wished - nothing))[None]
 
-    def _encoded(self, images: Tensor) -> Tensor:
-        """[N,C,s,s] of images [N,S,S,4], straight alpha."""
-        images = images.to(self.device)
-        premultiplied = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], dim=-1)
-        return self.network.autoencoder.encode(premultiplied.permute(0, 3, 1, 2))
+    def _premultiplied(self, images: Tensor) -> Tensor:
+        """[N,4,S,S] of images [N,S,S,4], straight alpha."""
+        return premultiplied(images.to(self.device)).permute(0, 3, 1, 2)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """[N,S,S,4] 0..1, straight alpha, on the CPU."""
-        views = self.network.autoencoder.decode(latents).clamp(0, 1).permute(0, 2, 3, 1).cpu()
-        alpha = views[..., 3:] * (views[..., 3:] > FAINT)
-        colours = (views[..., :3] / alpha.clamp_min(FAINT)).clamp(0, 1) * (alpha > 0)
-        return torch.cat([colours, alpha], dim=-1)
+        """[V,4,S,S] 0..1, premultiplied."""
+        return self.network.autoencoder.decode(latents)[0].clamp(0, 1)
+
+
+def shown(views: Tensor) -> Tensor:
+    """[V,S,S,4] with straight alpha, on the CPU, of views [V,4,S,S] premultiplied."""
+    return straight((views * (views[:, 3:] > FAINT)).permute(0, 2, 3, 1).cpu())
 
 
 def load(front_end: str, folder: Path, budget: Budget) -> StarterSampler:

@@ -3,10 +3,12 @@
     views --encode--> latents   x_t = (1 - t) x_0 + t e,  e ~ N(0, 1);   the denoiser tells v = e - x_0   (Liu et al.,
     views <--decode-- latents   "Flow Straight and Fast", 2023)
 
-A square of 16 x 16 pixels becomes one latent: its principal components, the strong ones larger than the weak, so that
-noise hides details first. A small convolutional decoder adds what the components leave out. The denoiser is a
-transformer over all views' latents, the picture's latents and the words of the prompt in one row, so that views agree
-by attention. Its blocks, and the decoder, are diffusers' own.
+All four views become latents together, as if they were one picture of sixteen channels: the cameras are level with one
+another, so that what is at one height in one view is so in all, and views agree because they come of the same numbers.
+A square of 16 x 16 such pixels becomes one latent: its principal components, the strong ones larger than the weak, so
+that noise hides details first. A small convolutional decoder adds what the components leave out. The denoiser is a
+transformer over the latents that looks at the words of the prompt and at the picture's latents (as Chen et al.,
+"PixArt-alpha", 2023). Its blocks, and the decoder, are diffusers' own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 FREQUENCIES = 256  # numbers that tell a time
 GROUP = 8  # channels that are normalised together
+SHIFT = 2.0
 LARGEST = 4096  # any number of a configuration
 TIMES = 1000.0  # what a time of 1 is to the sinusoids
 
@@ -32,6 +35,7 @@ TIMES = 1000.0  # what a time of 1 is to the sinusoids
 class StarterConfig:
     """
     side      pixels of a view's side
+    views     of an object
     square    pixels of a side of what becomes one latent
     channels  of a latent
     fold      pixels of a side that the decoder's last layer makes at once
@@ -44,18 +48,18 @@ class StarterConfig:
     """
 
     side: int = 128
+    views: int = 4
     square: int = 16
-    channels: int = 24
+    channels: int = 32
     fold: int = 4
-    features: int = 80
+    features: int = 96
     decoder: tuple[int, ...] = (2, 2, 1)
     patch: int = 2
-    width: int = 256
-    layers: int = 8
-    heads: int = 4
-    words: int = 32
+    width: int = 320
+    layers: int = 6
+    heads: int = 5
+    words: int = 24
     text: int = 384
-    views: int = 4
 
     @property
     def latent_side(self) -> int:
@@ -63,7 +67,6 @@ class StarterConfig:
 
     @property
     def tokens(self) -> int:
-        """Of one view."""
         return (self.latent_side // self.patch) ** 2
 
 
@@ -79,11 +82,18 @@ def config_from(data: Mapping[str, Any]) -> StarterConfig:
     return config
 
 
-class Autoencoder(nn.Module):
-    """Views [V,4,S,S], colours premultiplied by alpha, 0..1, to latents [V,C,s,s], and back.
+def shifted(times: Tensor) -> Tensor:
+    """Times 0..1 that come nearer to 1: what an object is, and which colour, is settled while there is mostly noise
+    (Esser et al., "Scaling Rectified Flow Transformers", 2024, equation 23).
+    """
+    return SHIFT * times / (1 + (SHIFT - 1) * times)
 
-    middle      [4,q,q], the mean square
-    components  [C,4,q,q], orthonormal
+
+class Autoencoder(nn.Module):
+    """Views [B,V,4,S,S], colours premultiplied by alpha, 0..1, to latents [B,C,s,s], and back.
+
+    middle      [4V,q,q], the mean square
+    components  [C,4V,q,q], orthonormal
     scale       [C], what a latent of 1 is in components
     """
 
@@ -93,31 +103,29 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: StarterConfig) -> None:
         super().__init__()
-        self.square, self.fold, self.repeats = config.square, config.fold, config.latent_side
+        self.views, self.square, self.fold, self.repeats = config.views, config.square, config.fold, config.latent_side
+        planes, square = 4 * config.views, config.square
         self.details = Details(config)
-        self.register_buffer("middle", torch.zeros(4, config.square, config.square))
-        self.register_buffer("components", torch.zeros(config.channels, 4, config.square, config.square))
+        self.register_buffer("middle", torch.zeros(planes, square, square))
+        self.register_buffer("components", torch.zeros(config.channels, planes, square, square))
         self.register_buffer("scale", torch.ones(config.channels))
 
     def encode(self, views: Tensor) -> Tensor:
-        apart = F.conv2d(views - self._middle(), self.components, stride=self.square)
+        apart = F.conv2d(views.flatten(1, 2) - self._middle(), self.components, stride=self.square)
         return apart / self.scale[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Not clamped: whoever shows them clamps them."""
+        plain = F.conv_transpose2d(latents * self.scale[:, None, None], self.components, stride=self.square)
         details = F.pixel_shuffle(self.details(latents), self.fold)
-        return (
-            self._middle()
-            + details
-            + F.conv_transpose2d(latents * self.scale[:, None, None], self.components, stride=self.square)
-        )
+        return (self._middle() + plain + details).unflatten(1, (self.views, 4))
 
     @torch.no_grad()
     def learn_components(self, views: Tensor) -> None:
-        """Takes the strongest principal components of these views' squares. A latent's channels spread as the square
-        roots of theirs, and by 1 on the whole.
+        """Takes the strongest principal components of the squares of views [B,V,4,S,S]. A latent's channels spread as
+        the square roots of theirs, and by 1 on the whole.
         """
-        squares = F.unfold(views, self.square, stride=self.square).transpose(1, 2).flatten(0, 1)
+        squares = F.unfold(views.flatten(1, 2), self.square, stride=self.square).transpose(1, 2).flatten(0, 1)
         middle = squares.mean(0)
         variances, axes = torch.linalg.eigh((squares - middle).T @ (squares - middle) / len(squares))
         strongest = variances.argsort(descending=True)[: len(self.scale)]
@@ -131,11 +139,11 @@ class Autoencoder(nn.Module):
 
 
 class Details(nn.Sequential):
-    """What the components leave out: [V,4*f*f,S/f,S/f] of latents [V,C,s,s]; nothing before it is trained."""
+    """What the components leave out: [B,4*V*f*f,S/f,S/f] of latents [B,C,s,s]; nothing before it is trained."""
 
     def __init__(self, config: StarterConfig) -> None:
         width, groups = config.features, max(1, config.features // GROUP)
-        last = nn.Conv2d(width, 4 * config.fold**2, 3, padding=1)
+        last = nn.Conv2d(width, 4 * config.views * config.fold**2, 3, padding=1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(cast(Tensor, last.bias))
         stages = [
@@ -150,11 +158,11 @@ class Details(nn.Sequential):
 class Denoiser(nn.Module):
     """Velocities of noisy latents.
 
-    latents  [B,V,C,s,s]
+    latents  [B,C,s,s]
     times    [B], 0..1, 1 is noise alone
     words    [B,W,text] states of the prompt's tokens, 0 where there are none
-    picture  [B,C,s,s] latents of a picture; 0 where there is none, and `given` [B] is False
-    Returns [B,V,C,s,s].
+    picture  [B,C,s,s] latents of a picture, taken for all the views; any where there is none, and `given` [B] is False
+    Returns [B,C,s,s].
     """
 
     def __init__(self, config: StarterConfig) -> None:
@@ -163,8 +171,7 @@ class Denoiser(nn.Module):
         width, token = config.width, config.channels * config.patch**2
         self.latents_in, self.picture_in = nn.Linear(token, width), nn.Linear(token, width)
         self.words_in = nn.Sequential(nn.Linear(config.text, width), nn.GELU(), nn.Linear(width, width))
-        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, width))
-        self.view = nn.Parameter(0.02 * torch.randn(config.views + 1, 1, width))  # the last is the picture's
+        self.place, self.picture_place = (nn.Parameter(0.02 * torch.randn(config.tokens, width)) for _ in range(2))
         self.order = nn.Parameter(0.02 * torch.randn(config.words, width))
         self.no_picture = nn.Parameter(torch.zeros(1, width))
         self.frequencies = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -176,6 +183,7 @@ class Denoiser(nn.Module):
                 width,
                 config.heads,
                 width // config.heads,
+                cross_attention_dim=width,
                 attention_bias=True,
                 activation_fn="gelu-approximate",
                 norm_type="ada_norm_single",
@@ -190,29 +198,27 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.latents_out.bias)
 
     def forward(self, latents: Tensor, times: Tensor, words: Tensor, picture: Tensor, given: Tensor) -> Tensor:
-        shape = latents.shape
-        views = self.latents_in(self._patches(latents)) + self.view[:-1] + self.place  # [B,V,T,width]
-        shown = self.picture_in(self._patches(picture[:, None]))[:, 0] + self.view[-1] + self.place
+        shown = self.picture_in(self._patches(picture)) + self.picture_place
         shown = torch.where(given[:, None, None], shown, self.no_picture.expand_as(shown))
-        tokens = torch.cat([views.flatten(1, 2), shown, self.words_in(words) + self.order], dim=1)
+        told = torch.cat([shown, self.words_in(words) + self.order], dim=1)
         there = (words != 0).any(-1, keepdim=True)
         gist = (words * there).sum(1) / there.sum(1).clamp_min(1)
-        moment = self.time(self.frequencies(TIMES * times).to(tokens.dtype)) + self.gist(gist)
+        moment = self.time(self.frequencies(TIMES * times).to(told.dtype)) + self.gist(gist)
         modulation = self.modulation(moment)
+        tokens = self.latents_in(self._patches(latents)) + self.place
         for block in self.blocks:
-            tokens = block(tokens, timestep=modulation)
-        tokens = tokens[:, : shape[1] * self.config.tokens]
+            tokens = block(tokens, encoder_hidden_states=told, timestep=modulation)
         shift, scale = (self.last_table + moment[:, None]).chunk(2, dim=1)
-        tokens = self.latents_out(F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift)
-        return self._latents(tokens.view(shape[0], shape[1], self.config.tokens, -1))
+        tokens = F.layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
+        return self._latents(self.latents_out(tokens))
 
     def _patches(self, latents: Tensor) -> Tensor:
-        """[B,V,T,C*p*p] of [B,V,C,s,s]."""
-        return F.pixel_unshuffle(latents, self.config.patch).flatten(3).transpose(2, 3)
+        """[B,T,C*p*p] of [B,C,s,s]."""
+        return F.pixel_unshuffle(latents, self.config.patch).flatten(2).transpose(1, 2)
 
     def _latents(self, patches: Tensor) -> Tensor:
         side = self.config.latent_side // self.config.patch
-        return F.pixel_shuffle(patches.transpose(2, 3).unflatten(3, (side, side)), self.config.patch)
+        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, (side, side)), self.config.patch)
 
 
 class StarterViews(nn.Module):

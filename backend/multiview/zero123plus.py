@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from backend.bad_input import BadInput
-from backend.metrics import over
+from backend.compositing import over
 from backend.monitor import Monitor
 from backend.multiview import Budget, Held, Wish
 from backend.multiview.grids import KeptViews, to_grid, to_views

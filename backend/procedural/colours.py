@@ -56,12 +56,29 @@ def lab(linear: np.ndarray) -> np.ndarray:
 
 
 NAMES = tuple(COLOURS)
+IS_NEUTRAL = np.array([name in NEUTRAL for name in NAMES])
+GREYEST, DARKEST = 12.0, 12.0  # chroma of what is still grey, and lightness of what is always black
 NAMED_LAB = lab(decode_srgb(np.array(list(COLOURS.values()))))
 
 
 def colour_name(linear: np.ndarray) -> str:
-    """The name in COLOURS that is nearest in L*a*b* to a linear colour [3], 0..1."""
-    return NAMES[int(np.square(NAMED_LAB - lab(linear)).sum(axis=1).argmin())]
+    """The name in COLOURS that is nearest to a linear colour [3], 0..1."""
+    return colour_names(linear[None])[0]
+
+
+def colour_names(linear: np.ndarray) -> list[str]:
+    """Those of linear colours [N,3].
+
+    Near is by lightness L, chroma C and hue H of L*a*b*: the squares of the differences of L and H (CIE 1976), and that
+    of C halved, since a dull red is still a red. Only what is nearly grey, or nearly black, is called so.
+    """
+    colours = lab(linear)[:, None]
+    chroma, named_chroma = (np.hypot(values[..., 1], values[..., 2]) for values in (colours, NAMED_LAB))
+    lightness = colours[..., 0] - NAMED_LAB[..., 0]
+    hue = np.square(colours[..., 1:] - NAMED_LAB[..., 1:]).sum(-1) - np.square(chroma - named_chroma)
+    apart = np.square(lightness) + np.square((chroma - named_chroma) / 2) + hue
+    apart = np.where((chroma > GREYEST) & (colours[..., 0] > DARKEST) & IS_NEUTRAL, np.inf, apart)
+    return [NAMES[number] for number in apart.argmin(axis=1)]
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.assets import Material, decode_srgb
-from backend.procedural.colours import COLOURS, colour_name, random_colour
+from backend.procedural.colours import COLOURS, colour_name, colour_names, random_colour
 from backend.procedural.patterns import PATTERNS, SIDES, drawn
 from backend.procedural.plans import pick
 
@@ -16,6 +16,7 @@ FLAT_SHARE, PICTURE_SHARE = 0.45, 0.3  # of one colour, and of a given picture; 
 TINTED = 0.35  # of the pictures: most materials are grey or brown
 REUSE = 0.35  # chance that a surface takes a paint that the object has already
 MOST = 8  # paints of one object
+MAIN, SECOND, TOGETHER = 0.6, 0.25, 0.75  # shares of a picture: of its one colour, of the other of two, and of both
 # word: (least roughness, most roughness, metallic, how often)
 FINISHES = {
     "": (0.4, 0.8, 0.0, 0.55),
@@ -103,13 +104,18 @@ def _picture(rng: np.random.Generator, texture: np.ndarray) -> Paint:
     tint = 1 - rng.uniform(0, 0.8, 3) if rng.random() < TINTED else np.ones(3)
     base = _linear(tint)
     density = float(np.exp(rng.uniform(np.log(0.4), np.log(2.5))))
-    colours = (colour_name(mean_colour(texture) * base[:3]),)
+    colours = seen_colours(decode_srgb(texture[::8, ::8, :3].reshape(-1, 3) / 255) * base[:3])
     return Paint(Material(base, texture, roughness, metallic), colours, "textured", word, density)
 
 
-def mean_colour(texture: np.ndarray) -> np.ndarray:
-    """[3] linear, from every eighth pixel each way."""
-    return decode_srgb(texture[::8, ::8, :3].reshape(-1, 3) / 255).mean(axis=0)
+def seen_colours(linear: np.ndarray) -> tuple[str, ...]:
+    """What colours a picture shows from afar, of its linear pixels [N,3]: one, or two that share it, or its mean's."""
+    names, counts = np.unique(colour_names(linear), return_counts=True)
+    order = counts.argsort()[::-1][:2]
+    shares = counts[order] / len(linear)
+    if shares[0] < MAIN and len(shares) == 2 and shares[1] > SECOND and shares.sum() > TOGETHER:
+        return tuple(str(names[number]) for number in order)
+    return (str(names[order[0]]) if shares[0] >= MAIN else colour_name(linear.mean(axis=0)),)
 
 
 def _pattern(rng: np.random.Generator) -> Paint:

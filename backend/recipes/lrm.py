@@ -18,10 +18,10 @@ from torch import Tensor
 from backend import losses
 from backend.bad_input import BadInput
 from backend.cameras import Cameras, rays
+from backend.compositing import over, premultiplied
 from backend.gaussians import Gaussians
 from backend.hull import NothingSeen
 from backend.image_encoder import DinoConfig, Dinov2Config
-from backend.metrics import over
 from backend.models.lrm import PRESETS, Lrm, LrmConfig, config_from, prepared
 from backend.ray_marching import march_importance
 from backend.recipes import Batch
@@ -95,7 +95,7 @@ def patches(images: Tensor, cameras: Cameras, side: int, rng: torch.Generator) -
 
 def _premultiplied(images: Tensor) -> Tensor:
     """[V,4,H,W] of straight alpha [V,H,W,4]."""
-    return torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], dim=-1).permute(0, 3, 1, 2)
+    return premultiplied(images).permute(0, 3, 1, 2)
 
 
 def marched(field: Triplane, cameras: Cameras, grey: Tensor, samples: int, rng: torch.Generator) -> Tensor:
@@ -120,7 +120,7 @@ def _looked_at(model: Lrm, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.inputs != 1 or bool(batch.orthographic.any()):
         raise BadInput(f"inputs: LRM takes one input and perspective views alone, found {batch.inputs} inputs")
     images = torch.stack([view[0] for view in batch.images])
-    shown = torch.cat([torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], dim=-1)[None] for image in images])
+    shown = premultiplied(images)
     pictures = torch.cat([prepared(image, model.config.image_size) for image in shown])
     canonical = torch.stack([canonical_pose(float(c2w[0, :3, 3].norm())) for c2w in batch.c2w]).to(batch.c2w)
     told = camera_vectors(canonical, batch.Ks[:, 0], batch.images.shape[3], batch.images.shape[2])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from backend import losses
 from backend.cameras import Cameras
+from backend.compositing import over
 from backend.gaussians import Gaussians
-from backend.metrics import over
 from backend.recipes import Batch
 from backend.rendering import Rendering, render
 
