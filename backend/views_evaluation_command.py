@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from backend.bad_input import BadInput
+from backend.cameras import Cameras, Views
 from backend.compositing import over, straight
-from backend.evaluate import Entry, Failure, Reconstructor, evaluate, find_objects, read_entries
+from backend.evaluate import Entry, Failure, Guess, evaluate, find_objects, read_entries
 from backend.exit_status import BAD_INPUT, BROKEN, SUCCESS, complain
 from backend.monitor import Silent
 from backend.multiview import Budget, Sampler, Wish, load
@@ -91,8 +92,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     figures = vars(found) | {"kinds": len(judge.kinds), "consistency": statistics.fmean(fits), "least": min(fits)}
     if given.pictures is not None:
         entries = list(read_entries(find_objects(given.pictures)))
-        side_by_side(entries, from_one_picture(sampler)).save(given.out / "pictures.png")
-        figures |= _from_one_picture(entries, sampler, learned)
+        shown, told = _from_one_picture(entries, sampler, learned)
+        shown.save(given.out / "pictures.png")
+        figures |= told
     with replacing(given.out / "views.json") as file:
         file.write(json.dumps(figures, indent=1).encode())
     for name, value in figures.items():
@@ -100,14 +102,26 @@ def _evaluate(given: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _from_one_picture(entries: list[Entry | Failure], sampler: Sampler, learned: Objects) -> dict[str, float]:
-    """Mean PSNR and overlap of the masks, of what one picture became and of the mean object."""
+def _from_one_picture(
+    entries: list[Entry | Failure], sampler: Sampler, learned: Objects
+) -> tuple[Image.Image, dict[str, float]]:
+    """What one picture became beside what it should be; mean PSNR and overlap of the masks, of that and of the mean
+    object.
+    """
     told: dict[str, float] = {}
-    for name, method in (("picture", from_one_picture(sampler)), ("mean_object", mean_object(learned))):
-        found = evaluate(entries, method, method=name).mean()
+    made: list[tuple[Entry, Guess]] = []
+    method = from_one_picture(sampler)
+
+    def watched(inputs: Views, cameras: Cameras) -> Guess:
+        guess = method(inputs, cameras)
+        made.extend((entry, guess) for entry in entries if isinstance(entry, Entry) and entry.inputs is inputs)
+        return guess
+
+    for name, method_of in (("picture", watched), ("mean_object", mean_object(learned))):
+        found = evaluate(entries, method_of, method=name).mean()
         if found is not None:
             told |= {f"{name}_psnr": found.psnr, f"{name}_iou": found.iou, f"{name}_seconds": found.seconds}
-    return told
+    return side_by_side(made), told
 
 
 def sheet(sampler: Sampler, prompts: tuple[str, ...]) -> Image.Image:
@@ -128,18 +142,16 @@ def sheet(sampler: Sampler, prompts: tuple[str, ...]) -> Image.Image:
     return picture
 
 
-def side_by_side(entries: list[Entry | Failure], method: Reconstructor) -> Image.Image:
+def side_by_side(made: list[tuple[Entry, Guess]]) -> Image.Image:
     """A row for each object, over white: the picture, then some other views, each as it is and as it was made of the
     picture.
     """
-    whole = [entry for entry in entries if isinstance(entry, Entry)]
-    sheet = Image.new("RGB", ((1 + 2 * len(COMPARED)) * SIDE, len(whole) * SIDE), "white")
-    for row, entry in enumerate(whole):
-        guess = method(entry.inputs, entry.tests.cameras)
-        made = torch.from_numpy(guess.images).float() / 255
+    sheet = Image.new("RGB", ((1 + 2 * len(COMPARED)) * SIDE, len(made) * SIDE), "white")
+    for row, (entry, guess) in enumerate(made):
+        guessed = torch.from_numpy(guess.images).float() / 255
         shown = [entry.inputs.images[0]]
         for view in COMPARED:
-            shown += [entry.tests.images[view], made[view]]
+            shown += [entry.tests.images[view], guessed[view]]
         for column, picture in enumerate(shown):
             pixels = (over(picture, 1.0).clamp(0, 1) * 255).round().byte().numpy()
             small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)

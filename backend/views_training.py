@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 FAMILY = "views"  # in a configuration
 EVERY = 4  # validations and checkpoints a part of so many minutes
-PICTURES_SHARE = 0.15  # of what is encoded, decoded and made components of: a picture in the place of all the views
+PICTURES_SHARE = 0.15  # of what components and decoder are learned from: a picture in the place of all the views
 LATENT_NOISE = 0.5  # most that is added where the decoder learns: what is denoised is never exact
 JUDGED_NOISE = 0.1
 GIVEN = (0.5, 0.2, 0.2)  # shares of objects of which a prompt, a picture, or both are given; else nothing

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backend.cameras import Views, rig_cameras
 from backend.captioned import RIG, is_held_out
-from backend.evaluate import Entry, Failure, Guess
+from backend.evaluate import Entry, Guess
 from backend.gaussians import Gaussians, transform
 from backend.metrics import object_box
 from backend.monitor import Monitor, Silent
@@ -132,8 +132,8 @@ def test_pictures_side_by_side():
     views.images[:, 8:24, 8:24] = torch.tensor([0.0, 0.0, 1.0, 1.0])
     made = np.zeros((8, 32, 32, 4), np.uint8)
     made[:, 8:24, 8:24] = (255, 0, 0, 128)
-    entries = [Entry("one", views, views), Failure("broken", "no pictures"), Entry("two", views, views)]
-    pixels = np.asarray(side_by_side(entries, lambda *_: Guess(made, 0.0)))
+    pairs = [(Entry(name, views, views), Guess(made, 0.0)) for name in ("one", "two")]
+    pixels = np.asarray(side_by_side(pairs))
     assert pixels.shape == (2 * 96, 7 * 96, 3)
     middles = pixels[48 + 96, 48::96].tolist()
     assert middles == [[0, 0, 255]] + [[0, 0, 255], [255, 127, 127]] * 3
